@@ -1,1 +1,20 @@
-//! Placeholder while the crate is written.
+//! What Anchor programs said, and what it means.
+//!
+//! Two halves, neither of which knows of archives, HTTP or databases:
+//!
+//! * **Extraction** ([`records`]): a transaction's logs and inner instructions → the [`Record`]s of one
+//!   program → Arrow batches of the [record schema](record_schema), with an additive [digest](record_digest).
+//! * **Decoding**: record batches and a program's IDL versions → one Arrow table per event.
+
+#![forbid(unsafe_code)]
+
+mod digest;
+mod log_stack;
+pub mod records;
+
+pub use digest::{RowDigests, record_digest};
+pub use log_stack::InstructionPath;
+pub use records::{
+    Address, CPI_EVENT_TAG, ExtractCounts, Extracted, InnerView, InstructionView, Record,
+    RecordBatchBuilder, RecordError, Source, TransactionView, extract, record_schema,
+};
