@@ -1,0 +1,88 @@
+"""The command `uho`: what a person does from the shell.
+
+What belongs here: arguments, messages and exit codes. The work is in the modules that each command calls, imported by
+the command itself so that `uho --help` answers at once.
+"""
+
+import os
+import sys
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="uho",
+    help="Backfill a Solana program's whole event history from the Old Faithful archive into Postgres, proved complete.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+@app.command()
+def up() -> None:
+    """Start Postgres, the sidecar and Dagster, and say where the UI is. Ctrl-C stops all of it."""
+    from uho_pipelines.runtime.stack import running_stack
+    from uho_pipelines.settings import load_settings
+
+    settings = load_settings()
+    with running_stack(settings, console.print) as stack:
+        console.print(f"Dagster: [bold]{stack.url}[/bold]   logs: {settings.home / 'logs'}   Ctrl-C stops everything")
+        while True:
+            time.sleep(1)
+            stack.watch()
+
+
+@app.command()
+def demo() -> None:
+    """Backfill a simulated archive through Dagster and compare every row with the truth."""
+    from uho_pipelines.demo import run_demo
+    from uho_pipelines.settings import load_settings
+
+    raise typer.Exit(0 if run_demo(load_settings(), console) else 1)
+
+
+@app.command()
+def backfill(
+    program: Annotated[str, typer.Argument(help="The program's folder name, or network/owner/name.")],
+    from_slot: Annotated[int | None, typer.Option(min=0, help="First slot wanted; default: the program's first.")] = None,
+    to_slot: Annotated[int | None, typer.Option(min=0, help="Last slot wanted, inclusive; default: the last there is.")] = None,
+) -> None:
+    """Backfill a program's chunks here, one after another, with the same assets and checks as in Dagster."""
+    from uho_pipelines.backfill import run_backfill
+    from uho_pipelines.settings import load_settings
+
+    raise typer.Exit(0 if run_backfill(load_settings(), program, from_slot, to_slot, console) else 1)
+
+
+@app.command()
+def postgres_url() -> None:
+    """Print the URL of the warehouse, for psql and other clients (it contains the password)."""
+    from uho_pipelines.runtime.postgres import EmbeddedPostgres
+    from uho_pipelines.settings import load_settings
+
+    settings = load_settings()
+    if settings.postgres_url is not None:
+        typer.echo(settings.postgres_url.get_secret_value())
+    else:
+        typer.echo(EmbeddedPostgres(settings.home).url("uho"))
+
+
+def main() -> None:
+    """Run the command; an error we know is one clear message and exit code 1, never a traceback."""
+    from uho_pipelines.errors import UhoError
+
+    try:
+        app()
+    except KeyboardInterrupt:
+        errors.print("stopped")
+        sys.exit(130)
+    except UhoError as error:
+        if os.environ.get("UHO_TRACEBACK"):
+            raise
+        errors.print(f"[bold red]error:[/bold red] {error}", highlight=False, markup=True)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Running what the pipelines need on one machine: Postgres, the sidecar, Dagster."""

@@ -1,0 +1,144 @@
+"""Comparing the warehouse with what the archive simulator says is true, row by row and field by field.
+
+What belongs here: reading the simulator's truth and finding differences. The demo and the tests use the same comparison.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from uho_pipelines.registry import Program
+from uho_pipelines.warehouse import WarehousePlan
+
+Key = tuple[int, int, int]
+"""`(slot, tx_index, event_index)`: a table's primary key."""
+
+DIFFERENCES_KEPT = 20
+"""So many differences of a table are described; all are counted."""
+
+
+@dataclass
+class TableComparison:
+    """What comparing one event table with the truth found."""
+
+    program: str
+    event: str
+    rows: int = 0
+    rows_in_truth: int = 0
+    differing: int = 0
+    differences: list[str] = field(default_factory=list[str])
+
+    @property
+    def equal(self) -> bool:
+        """Whether every row of the truth is in the table, every row of the table in the truth, field by field equal."""
+        return self.differing == 0 and self.rows == self.rows_in_truth
+
+    def differ(self, text: str) -> None:
+        """Count a difference, and keep its description while there are few."""
+        self.differing += 1
+        if len(self.differences) < DIFFERENCES_KEPT:
+            self.differences.append(text)
+
+
+def read_truth(archive: Path, file: str = "events.jsonl") -> Iterator[dict[str, Any]]:
+    """Yield the truth's events in ascending `(slot, txIndex, eventIndex)` order, as the simulator wrote them."""
+    with (archive / "truth" / file).open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def same(actual: Any, expected: Any) -> bool:  # noqa: ANN401 - any value of a column against any value of JSON
+    """Return whether a value read from Postgres is the truth's value.
+
+    The truth writes integers of 64 bits and wider as decimal strings, bytes as lower-case hexadecimal, floats that JSON
+    cannot express as `"NaN"`, `"Infinity"` and `"-Infinity"`.
+    """
+    match actual:
+        case bool() | None:
+            return actual is expected
+        case bytes():
+            return actual.hex() == expected
+        case float():
+            return str(actual) == str(float(expected)) if isinstance(expected, (int, float, str)) else False
+        case int():
+            return expected is not None and not isinstance(expected, bool) and str(actual) == str(expected)
+        case Decimal():
+            return expected is not None and actual == Decimal(str(expected))
+        case dict() | list():
+            return json.dumps(actual, sort_keys=True) == json.dumps(expected, sort_keys=True)
+        case _:
+            return actual == expected
+
+
+def compare_program(
+    connection: psycopg.Connection[Any], program: Program, plan: WarehousePlan, truth: Mapping[str, Mapping[Key, dict[str, Any]]]
+) -> list[TableComparison]:
+    """Compare every event table of `program` with `truth`, which maps event name and key to the truth's line."""
+    return [
+        _compare_table(connection, program, event, plan, truth.get(event, {})) for event in sorted({*plan.tables, *truth})
+    ]
+
+
+def truth_by_event(archive: Path, program: Program) -> dict[str, dict[Key, dict[str, Any]]]:
+    """Return the truth of one program as `{event: {key: line}}`."""
+    events: dict[str, dict[Key, dict[str, Any]]] = {}
+    for line in read_truth(archive):
+        if line["program"] == program.name:
+            events.setdefault(line["event"], {})[line["slot"], line["txIndex"], line["eventIndex"]] = line
+    return events
+
+
+def count_truth(archive: Path) -> Counter[str]:
+    """Return the number of events in the truth by program name."""
+    return Counter(line["program"] for line in read_truth(archive))
+
+
+def _compare_table(
+    connection: psycopg.Connection[Any], program: Program, event: str, plan: WarehousePlan, truth: Mapping[Key, dict[str, Any]]
+) -> TableComparison:
+    result = TableComparison(program.name, event, rows_in_truth=len(truth))
+    if event not in plan.tables:
+        result.differ("there is no table for this event")
+        return result
+    table = plan.tables[event]
+    fields = {field_name: column for field_name, column in table.field_columns.items()}
+    fixed = ("slot", "tx_index", "event_index", "signature", "source", "extract(epoch from block_time)::bigint")
+    query = sql.SQL("SELECT {}, {} FROM {} ORDER BY slot, tx_index, event_index").format(
+        sql.SQL(", ".join(fixed)),
+        sql.SQL(", ").join(sql.Identifier(column) for column in fields.values()) if fields else sql.SQL("1"),
+        sql.Identifier(table.schema, table.name),
+    )
+    seen: set[Key] = set()
+    with connection.cursor(name="truth") as cursor:
+        for slot, tx_index, event_index, signature, source, block_time, *values in cursor.execute(query):
+            result.rows += 1
+            key = (slot, tx_index, event_index)
+            seen.add(key)
+            expected = truth.get(key)
+            if expected is None:
+                result.differ(f"{key}: not in the truth")
+                continue
+            for name, actual, wanted in (
+                ("signature", signature, expected["signature"]),
+                ("source", source, expected["source"]),
+                ("block_time", block_time, expected["blockTime"]),
+            ):
+                if not same(actual, wanted):
+                    result.differ(f"{key} {name}: {actual!r} should be {wanted!r}")
+            wanted_fields = expected["fields"]
+            if fields and set(wanted_fields) != set(fields):
+                result.differ(f"{key}: columns {sorted(fields)} should be {sorted(wanted_fields)}")
+                continue
+            for (name, _), actual in zip(fields.items(), values, strict=False):
+                if not same(actual, wanted_fields[name]):
+                    result.differ(f"{key} {name}: {actual!r} should be {wanted_fields[name]!r}")
+    for key in truth.keys() - seen:
+        result.differ(f"{key}: missing from the table")
+    return result
