@@ -1,0 +1,137 @@
+//! The routes: what is asked, who may ask it, and what answers.
+
+use std::collections::HashMap;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+
+use crate::encoder::Format;
+use crate::error::ApiError;
+use crate::request::{BackfillRequest, Fault};
+use crate::service::Service;
+use crate::stream;
+
+/// A request for 64 programs has about 3 KiB.
+const BODY_BYTES_AT_MOST: usize = 64 << 10;
+const JOB_ID: HeaderName = HeaderName::from_static("uho-job-id");
+
+/// The whole service as a router; needs no socket.
+pub fn app(service: Service) -> Router {
+    let guarded = Router::new()
+        .route("/backfill", post(backfill))
+        .route("/backfill/{id}", delete(cancel))
+        .route("/archives/{network}/tip", get(tip))
+        .layer(from_fn_with_state(service.clone(), authorize));
+    Router::new()
+        .route("/health", get(health))
+        .merge(guarded)
+        .fallback(async || ApiError::NotFound("no such path".to_owned()))
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_AT_MOST))
+        .with_state(service)
+}
+
+async fn authorize(
+    State(service): State<Service>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    if let Some(secret) = service.secret() {
+        let header = request.headers().get(AUTHORIZATION);
+        let given = header.map_or(&b""[..], HeaderValue::as_bytes);
+        let matches = given.split_at_checked(7).is_some_and(|(scheme, token)| {
+            scheme.eq_ignore_ascii_case(b"Bearer ") && secret.matches(token)
+        });
+        if !matches {
+            return Err(ApiError::Unauthorized);
+        }
+    }
+    Ok(next.run(request).await)
+}
+
+async fn backfill(
+    State(service): State<Service>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let body =
+        body.map_err(|rejection| ApiError::Body(rejection.status(), rejection.body_text()))?;
+    let accept = headers
+        .get(ACCEPT)
+        .map(|value| value.to_str().unwrap_or("?"));
+    let format = Format::negotiate(accept).ok_or(ApiError::NotAcceptable)?;
+    let request = BackfillRequest::parse(&body, &service.networks())?;
+    let archive = service
+        .archive(&request.network)
+        .cloned()
+        .ok_or_else(|| ApiError::NotFound("no such network".to_owned()))?;
+    let job_id = HeaderValue::from_str(&request.job_id)
+        .map_err(|error| ApiError::Internal(error.to_string()))?;
+    let job = service
+        .jobs()
+        .start(&request.job_id)
+        .map_err(|refusal| ApiError::refused(refusal, &request.job_id))?;
+    let body = stream::start(archive, request, job, format, service.farewell());
+    let headers = [
+        (JOB_ID, job_id),
+        (
+            CONTENT_TYPE,
+            HeaderValue::from_static(format.content_type()),
+        ),
+    ];
+    Ok((headers, body).into_response())
+}
+
+async fn cancel(
+    State(service): State<Service>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    if service.jobs().cancel(&id) {
+        tracing::info!(job = id, "backfill cancelled on request");
+        Ok(Json(json!({"cancelled": true})))
+    } else {
+        Err(ApiError::NotFound("no such job is under way".to_owned()))
+    }
+}
+
+async fn tip(
+    State(service): State<Service>,
+    Path(network): Path<String>,
+    Query(parameters): Query<HashMap<String, String>>,
+) -> Result<Json<Value>, ApiError> {
+    let archive = service
+        .archive(&network)
+        .ok_or_else(|| ApiError::NotFound("no such network is served here".to_owned()))?;
+    let first_epoch = parameters
+        .get("firstEpoch")
+        .and_then(|text| text.parse::<u32>().ok())
+        .ok_or_else(|| Fault::new("firstEpoch", "expected the number of an epoch"))?;
+    let tip = archive.tip(u64::from(first_epoch)).await?;
+    Ok(Json(json!({"tipSlot": tip})))
+}
+
+async fn health(State(service): State<Service>) -> Json<Value> {
+    Json(json!({
+        "status": "ok",
+        "activeJobs": service.active_jobs(),
+        "memoryMb": resident_megabytes(),
+        "uptimeSeconds": service.uptime().as_secs(),
+    }))
+}
+
+/// Resident memory in megabytes (10⁶ bytes); none where the system does not tell.
+fn resident_megabytes() -> Option<u64> {
+    // A kernel file in memory: reading it never waits for a disk.
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kibibytes * 1024 / 1_000_000)
+}

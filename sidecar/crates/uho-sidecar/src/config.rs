@@ -1,0 +1,206 @@
+//! Flags and environment variables, typed, in one place. Every flag has a variable `UHO_SIDECAR_*`.
+
+use std::net::ToSocketAddrs as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand};
+
+use crate::service::{Secret, ServiceOptions};
+
+/// Streams the records of Solana programs from the Old Faithful archive, with a certificate that they
+/// are complete.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the binary does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve backfills over HTTP
+    Serve(ServeArguments),
+    /// Read a range once and print what is there, with its certificate
+    Scan(ScanArguments),
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArguments {
+    /// Address to listen on; port 0 takes any free one
+    #[arg(long, env = "UHO_SIDECAR_LISTEN", default_value = "127.0.0.1:3001")]
+    pub listen: String,
+    /// An archive, as NETWORK=BASE; the base is a path, file:// or http(s)://. Repeatable; separated by commas in the variable
+    #[arg(long = "archive", env = "UHO_SIDECAR_ARCHIVE", value_delimiter = ',', required = true, value_parser = parse_archive, hide_env_values = true)]
+    pub archives: Vec<(String, String)>,
+    /// File that holds the bearer secret; surrounding blanks do not count
+    #[arg(long, env = "UHO_SIDECAR_SECRET_FILE")]
+    pub secret_file: Option<PathBuf>,
+    /// Backfills at the same time; more are refused with 429
+    #[arg(long, env = "UHO_SIDECAR_MAX_JOBS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub max_jobs: u32,
+    /// Connections per backfill to its archive
+    #[arg(long, env = "UHO_SIDECAR_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub connections: Option<u32>,
+    /// Mebibytes per range request
+    #[arg(long, env = "UHO_SIDECAR_SEGMENT_MEBIBYTES", value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub segment_mebibytes: Option<u32>,
+    /// The bearer secret itself. Only as a variable: arguments can be seen by other users of the machine
+    #[arg(skip = std::env::var("UHO_SIDECAR_SECRET").ok())]
+    secret: Option<String>,
+}
+
+/// Arguments of `scan`.
+#[derive(Debug, Args)]
+pub struct ScanArguments {
+    /// Base of the archive: a path, file:// or http(s)://
+    #[arg(long, env = "UHO_SIDECAR_SCAN_ARCHIVE", hide_env_values = true)]
+    pub archive: String,
+    /// A program id. Repeatable
+    #[arg(long = "program", env = "UHO_SIDECAR_SCAN_PROGRAM", value_delimiter = ',', required = true, value_parser = crate::request::parse_address)]
+    pub programs: Vec<[u8; 32]>,
+    /// First slot
+    #[arg(long, env = "UHO_SIDECAR_SCAN_FROM_SLOT")]
+    pub from_slot: u64,
+    /// Last slot, inclusive
+    #[arg(long, env = "UHO_SIDECAR_SCAN_TO_SLOT")]
+    pub to_slot: u64,
+}
+
+impl ServeArguments {
+    /// Checks what no single flag can and reads the secret.
+    pub fn options(self) -> anyhow::Result<ServiceOptions> {
+        let secret = match (&self.secret_file, &self.secret) {
+            (Some(file), _) => {
+                let text = std::fs::read_to_string(file)
+                    .with_context(|| format!("cannot read the secret file {}", file.display()))?;
+                Some(text)
+            }
+            (None, from_environment) => from_environment.clone(),
+        };
+        let secret = match secret.as_deref().map(str::trim) {
+            Some("") => bail!("the secret is empty; remove it or fill it"),
+            other => other.map(Secret::new),
+        };
+        if secret.is_none() && !listens_on_loopback(&self.listen) {
+            bail!(
+                "refusing to listen on {} without a secret: give --secret-file, or listen on 127.0.0.1",
+                self.listen
+            );
+        }
+        let mut names: Vec<&str> = self
+            .archives
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        names.sort_unstable();
+        if let Some([name, _]) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            bail!("--archive names `{name}` twice");
+        }
+        Ok(ServiceOptions {
+            archives: self.archives,
+            secret,
+            max_jobs: self.max_jobs as usize,
+            connections: self.connections.map(|connections| connections as usize),
+            segment_bytes: self.segment_mebibytes.map(|size| u64::from(size) << 20),
+            ..ServiceOptions::default()
+        })
+    }
+}
+
+fn listens_on_loopback(listen: &str) -> bool {
+    listen
+        .to_socket_addrs()
+        .is_ok_and(|mut addresses| addresses.all(|address| address.ip().is_loopback()))
+}
+
+fn parse_archive(text: &str) -> Result<(String, String), String> {
+    let (name, base) = text
+        .split_once('=')
+        .ok_or("expected NETWORK=BASE, such as mainnet=https://files.old-faithful.net")?;
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if name.is_empty() || !name.bytes().all(allowed) {
+        return Err("a network's name has only a-z, 0-9 and `-`".to_owned());
+    }
+    if base.is_empty() {
+        return Err("the base after `=` is empty".to_owned());
+    }
+    Ok((name.to_owned(), base.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::{Arguments, Command, ServeArguments};
+
+    fn serve(arguments: &[&str]) -> Result<ServeArguments, String> {
+        let command = ["uho-sidecar", "serve"].iter().chain(arguments);
+        match Arguments::try_parse_from(command)
+            .map_err(|error| error.to_string())?
+            .command
+        {
+            Command::Serve(arguments) => Ok(arguments),
+            Command::Scan(_) => Err("scan".to_owned()),
+        }
+    }
+
+    #[test]
+    fn an_open_service_listens_on_loopback_only() {
+        let open = |listen: &str| {
+            serve(&["--archive", "sim=/a", "--listen", listen])
+                .unwrap()
+                .options()
+        };
+        assert!(open("127.0.0.1:0").is_ok());
+        assert!(open("[::1]:0").is_ok());
+        assert!(
+            open("0.0.0.0:0")
+                .unwrap_err()
+                .to_string()
+                .contains("without a secret")
+        );
+    }
+
+    #[test]
+    fn archives_are_named_once() {
+        let twice = serve(&["--archive", "sim=/a", "--archive", "sim=/b"])
+            .unwrap()
+            .options();
+        assert!(twice.unwrap_err().to_string().contains("`sim` twice"));
+        assert!(
+            serve(&["--archive", "/a"])
+                .unwrap_err()
+                .contains("NETWORK=BASE")
+        );
+        assert!(serve(&[]).unwrap_err().contains("--archive"));
+    }
+
+    #[test]
+    fn the_secret_comes_from_its_file_without_blanks_and_is_never_printed() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("secret");
+        std::fs::write(&file, " hunter2\n").unwrap();
+        let arguments = [
+            "--archive",
+            "sim=/a",
+            "--secret-file",
+            file.to_str().unwrap(),
+        ];
+        let options = serve(&arguments).unwrap().options().unwrap();
+        assert!(options.secret.as_ref().unwrap().matches(b"hunter2"));
+        assert!(!format!("{options:?}").contains("hunter2"));
+        std::fs::write(&file, "\n").unwrap();
+        assert!(
+            serve(&arguments)
+                .unwrap()
+                .options()
+                .unwrap_err()
+                .to_string()
+                .contains("empty")
+        );
+    }
+}

@@ -1,0 +1,112 @@
+//! Every refusal the service can answer with, and the one place where it becomes a response.
+
+use axum::Json;
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use old_faithful::ArchiveError;
+use serde_json::json;
+
+use crate::jobs::Refusal;
+use crate::redact::redact;
+use crate::request::Fault;
+
+/// Seconds after which a client that found every place taken may try again.
+const RETRY_AFTER_SECONDS: &str = "5";
+
+/// A request that was not served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    /// A field of the request is wrong.
+    #[error("{0}")]
+    Invalid(#[from] Fault),
+    /// The body could not be read: too large, or cut off.
+    #[error("body: {1}")]
+    Body(StatusCode, String),
+    /// The bearer secret is missing or wrong.
+    #[error("authorization: expected `Bearer` and the sidecar's secret")]
+    Unauthorized,
+    /// Nothing of that name: a path, a job, a network.
+    #[error("{0}")]
+    NotFound(String),
+    /// The path exists, the method does not.
+    #[error("this path does not take that method")]
+    MethodNotAllowed,
+    /// None of the formats the client accepts is written here.
+    #[error("accept: expected application/x-ndjson or application/vnd.apache.arrow.stream")]
+    NotAcceptable,
+    /// A job of the same id is under way.
+    #[error("jobId: `{0}` is under way; cancel it or choose another id")]
+    JobRunning(String),
+    /// As many jobs as allowed are under way.
+    #[error("{0} backfills are under way, as many as allowed; try again when one has ended")]
+    TooManyJobs(usize),
+    /// The process is ending.
+    #[error("the sidecar is shutting down")]
+    ShuttingDown,
+    /// The archive could not answer.
+    #[error("{0}")]
+    Archive(#[from] ArchiveError),
+    /// The service is at fault.
+    #[error("internal fault: {0}")]
+    Internal(String),
+}
+
+impl ApiError {
+    pub(crate) fn refused(refusal: Refusal, job_id: &str) -> Self {
+        match refusal {
+            Refusal::Running => Self::JobRunning(job_id.to_owned()),
+            Refusal::Full { limit } => Self::TooManyJobs(limit),
+            Refusal::ShuttingDown => Self::ShuttingDown,
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::Body(status, _) => *status,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+            Self::JobRunning(_) => StatusCode::CONFLICT,
+            Self::TooManyJobs(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Archive(_) => StatusCode::BAD_GATEWAY,
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid_request",
+            Self::Body(StatusCode::PAYLOAD_TOO_LARGE, _) => "body_too_large",
+            Self::Body(..) => "invalid_body",
+            Self::Unauthorized => "unauthorized",
+            Self::NotFound(_) => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::NotAcceptable => "not_acceptable",
+            Self::JobRunning(_) => "job_running",
+            Self::TooManyJobs(_) => "too_many_jobs",
+            Self::ShuttingDown => "shutting_down",
+            Self::Archive(error) => error.code(),
+            Self::Internal(_) => "internal",
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let text = self.to_string();
+        let message = redact(&text);
+        tracing::info!(status = self.status().as_u16(), code = self.code(), %message, "request refused");
+        let body = json!({ "code": self.code(), "message": message });
+        let mut response = (self.status(), Json(body)).into_response();
+        if matches!(self, Self::TooManyJobs(_)) {
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        }
+        response
+    }
+}
