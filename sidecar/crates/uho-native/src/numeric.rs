@@ -1,0 +1,97 @@
+//! Postgres `numeric` in its binary form: whole numbers in base 10,000, most significant digit first.
+//!
+//! Number of digits (i16), weight of the first digit (i16, a power of 10,000), sign (0 or 0x4000), digits
+//! after the point (0 here), then the digits (i16), without zeros at either end; zero has no digits.
+//! Source of the format: `numeric_recv` in Postgres' `numeric.c`.
+
+use arrow_buffer::i256;
+
+const BASE: u128 = 10_000;
+const NEGATIVE: u16 = 0x4000;
+const HEADER_BYTES: usize = 8;
+
+/// The most digits: i256 has 77 decimal digits.
+const MOST_DIGITS: usize = 20;
+/// The largest value in bytes, without its length.
+pub(crate) const MOST_BYTES: usize = HEADER_BYTES + 2 * MOST_DIGITS;
+/// The largest value of 64 bits in bytes, without its length.
+pub(crate) const MOST_BYTES_U64: usize = HEADER_BYTES + 2 * 5;
+
+/// Digits, least significant first.
+struct Digits {
+    digits: [u16; MOST_DIGITS],
+    length: usize,
+}
+
+impl Digits {
+    fn new() -> Self {
+        Self {
+            digits: [0; MOST_DIGITS],
+            length: 0,
+        }
+    }
+
+    fn push(&mut self, digit: u16) {
+        if let Some(place) = self.digits.get_mut(self.length) {
+            *place = digit;
+            self.length += 1;
+        }
+    }
+
+    /// Appends length and value.
+    fn write(&self, negative: bool, output: &mut Vec<u8>) {
+        let digits = &self.digits[..self.length];
+        // Zeros at the end carry nothing: the weight of the first digit says where the number stands.
+        let zeros = digits.iter().take_while(|digit| **digit == 0).count();
+        let kept = &digits[zeros..];
+        let narrow = |count: usize| i16::try_from(count).unwrap_or(i16::MAX);
+        let length = HEADER_BYTES + 2 * kept.len();
+        output.extend_from_slice(&i32::try_from(length).unwrap_or(i32::MAX).to_be_bytes());
+        output.extend_from_slice(&narrow(kept.len()).to_be_bytes());
+        output.extend_from_slice(&narrow(self.length.saturating_sub(1)).to_be_bytes());
+        output.extend_from_slice(&(if negative { NEGATIVE } else { 0 }).to_be_bytes());
+        output.extend_from_slice(&0i16.to_be_bytes());
+        for digit in kept.iter().rev() {
+            output.extend_from_slice(&digit.to_be_bytes());
+        }
+    }
+}
+
+fn digit(value: u128) -> u16 {
+    u16::try_from(value % BASE).unwrap_or_default()
+}
+
+/// Appends the length and the value of a number of at most 128 bits.
+pub(crate) fn write(negative: bool, magnitude: u128, output: &mut Vec<u8>) {
+    let mut digits = Digits::new();
+    let mut wide = magnitude;
+    // Division of 64 bits is several times cheaper, and nearly every value fits.
+    while u64::try_from(wide).is_err() {
+        digits.push(digit(wide));
+        wide /= BASE;
+    }
+    let mut rest = u64::try_from(wide).unwrap_or_default();
+    while rest > 0 {
+        digits.push(digit(u128::from(rest)));
+        rest /= 10_000;
+    }
+    digits.write(negative, output);
+}
+
+/// Appends the length and the value of a number of 256 bits.
+pub(crate) fn write_wide(value: i256, output: &mut Vec<u8>) {
+    let negative = value < i256::ZERO;
+    if let Some(narrow) = value.to_i128() {
+        return write(negative, narrow.unsigned_abs(), output);
+    }
+    let base = i256::from_i128(10_000);
+    let mut digits = Digits::new();
+    let mut rest = value;
+    while rest != i256::ZERO {
+        // The remainder has the sign of the number, which spares negating the least i256.
+        let remainder = rest.wrapping_rem(base).to_i128().unwrap_or_default();
+        digits.push(digit(remainder.unsigned_abs()));
+        rest = rest.wrapping_div(base);
+    }
+    digits.write(negative, output);
+}

@@ -1,0 +1,77 @@
+//! The functions and classes of the Python module, each a thin wrapper.
+
+use arrow_array::RecordBatch;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use pyo3_arrow::{PyRecordBatch, PySchema};
+
+use crate::copy;
+
+pyo3::create_exception!(
+    uho_native,
+    CopyError,
+    pyo3::exceptions::PyValueError,
+    "A batch has no COPY form."
+);
+
+/// The Python module.
+#[pymodule]
+mod uho_native {
+    #[pymodule_export]
+    use super::CopyError;
+    #[pymodule_export]
+    use super::{
+        add_digests, copy_header, copy_trailer, encode_copy, record_digest, record_schema,
+    };
+}
+
+#[pyfunction]
+fn record_schema(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    PySchema::new(anchor_events::record_schema()).into_pyarrow(py)
+}
+
+#[pyfunction]
+fn record_digest(py: Python<'_>, batch: PyRecordBatch) -> PyResult<String> {
+    let batch: RecordBatch = batch.into_inner();
+    let digest = py
+        .detach(|| anchor_events::record_digest(&batch))
+        .map_err(value_error)?;
+    Ok(format!("{digest:032x}"))
+}
+
+#[pyfunction]
+fn add_digests(first: &str, second: &str) -> PyResult<String> {
+    let sum = parse_digest(first)?.wrapping_add(parse_digest(second)?);
+    Ok(format!("{sum:032x}"))
+}
+
+fn parse_digest(text: &str) -> PyResult<u128> {
+    let well_formed = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    well_formed
+        .then(|| u128::from_str_radix(text, 16).ok())
+        .flatten()
+        .ok_or_else(|| value_error("a digest is 32 hexadecimal characters"))
+}
+
+#[pyfunction]
+fn copy_header(py: Python<'_>) -> Bound<'_, PyBytes> {
+    PyBytes::new(py, &copy::HEADER)
+}
+
+#[pyfunction]
+fn copy_trailer(py: Python<'_>) -> Bound<'_, PyBytes> {
+    PyBytes::new(py, &copy::TRAILER)
+}
+
+#[pyfunction]
+fn encode_copy(py: Python<'_>, batch: PyRecordBatch) -> PyResult<Bound<'_, PyBytes>> {
+    let batch: RecordBatch = batch.into_inner();
+    let rows = py
+        .detach(|| copy::encode_rows(&batch))
+        .map_err(|error| CopyError::new_err(error.to_string()))?;
+    Ok(PyBytes::new(py, &rows))
+}
+
+fn value_error(error: impl ToString) -> PyErr {
+    pyo3::exceptions::PyValueError::new_err(error.to_string())
+}
