@@ -14,11 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from uho_pipelines.errors import UhoError
+
 PARENT_DEATH_SIGNAL = 1
 """`PR_SET_PDEATHSIG` of prctl(2)."""
 
 
-class ChildFailedError(Exception):
+class ChildFailedError(UhoError):
     """A child process ended, or did not become ready in time."""
 
     def __init__(self, name: str, reason: str, log: Path) -> None:
@@ -45,10 +47,17 @@ def _library() -> ctypes.CDLL | None:
 _LIBC = _library()
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent dies, so that `kill -9` of `uho` leaves nothing behind (Linux)."""
-    if _LIBC is not None:
-        _LIBC.prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
+def die_with_parent(signal_number: signal.Signals) -> Callable[[], None]:
+    """Return a `preexec_fn` that asks the kernel for this signal when the parent dies (Linux; elsewhere it does nothing).
+
+    So `kill -9` of `uho` leaves nothing behind.
+    """
+
+    def prepare() -> None:
+        if _LIBC is not None:
+            _LIBC.prctl(PARENT_DEATH_SIGNAL, signal_number, 0, 0, 0)
+
+    return prepare
 
 
 @dataclass
@@ -101,6 +110,6 @@ def start_child(name: str, command: Sequence[str], *, environment: Mapping[str, 
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - only a system call, no Python lock is taken
+            preexec_fn=die_with_parent(signal.SIGTERM),  # a system call alone: no lock of Python's is taken
         )
     return Child(name, process, log)

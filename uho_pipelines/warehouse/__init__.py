@@ -1,0 +1,11 @@
+"""Postgres: connections, tables made from an IDL, loading a chunk, the ledger, migrations."""
+
+from uho_pipelines.warehouse.connection import Connection, connect
+from uho_pipelines.warehouse.load import ChunkLoad, LoadResult, chunk_load
+from uho_pipelines.warehouse.migrate import migrate
+from uho_pipelines.warehouse.tables import TablePlan, WarehousePlan, ensure_tables
+
+__all__ = [
+    *("ChunkLoad", "Connection", "LoadResult", "TablePlan", "WarehousePlan"),
+    *("chunk_load", "connect", "ensure_tables", "migrate"),
+]

@@ -1,0 +1,46 @@
+"""SQL names for what IDLs call by any name they like.
+
+What belongs here: the rule that makes a name. Names once made are kept in `uho.sql_name` and never made again, so that
+a better rule changes no table that exists.
+"""
+
+import hashlib
+import re
+from collections.abc import Collection
+
+LONGEST_NAME = 55
+"""Bytes of a name of ours: Postgres allows 63, and index names add to it."""
+
+KEPT_WHEN_SHORTENED = 46
+"""A longer name keeps this many bytes, `_` and 8 hexadecimal characters of the hash of the whole."""
+
+FIXED_COLUMNS = ("slot", "tx_index", "event_index", "signature", "source", "block_time", "failed", "truncated")
+"""The columns that every event table has, or may have."""
+
+
+def snake_case(name: str) -> str:
+    """Return `name` in snake case: `TradeEvent` → `trade_event`, `AMMSwapV2` → `amm_swap_v2`."""
+    name = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)
+    name = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name)
+    return name.lower()
+
+
+def sql_name(name: str, taken: Collection[str] = ()) -> str:
+    """Return the SQL name for `name`, which differs from all `taken` ones.
+
+    snake_case; what is not `[a-z0-9_]` becomes `_`; a leading digit gets `_` in front; at most `LONGEST_NAME` bytes; a
+    clash gets a suffix from the hash of the name.
+    """
+    made = re.sub(r"[^a-z0-9_]", "_", snake_case(name)) or "_"
+    if made[0].isdigit():
+        made = f"_{made}"
+    if len(made) > LONGEST_NAME or made in taken:
+        made = f"{made[:KEPT_WHEN_SHORTENED]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return made
+
+
+def column_name(field: str, taken: Collection[str] = ()) -> str:
+    """Return the column name for an event's field; one called as a fixed column becomes `event_<name>`."""
+    if sql_name(field) in FIXED_COLUMNS:
+        field = f"event_{field}"
+    return sql_name(field, taken)
