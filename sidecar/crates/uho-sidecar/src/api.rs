@@ -17,7 +17,7 @@ use crate::encoder::Format;
 use crate::error::ApiError;
 use crate::request::{BackfillRequest, Fault};
 use crate::service::Service;
-use crate::stream;
+use crate::stream::{self, StreamOptions};
 
 /// A request for 64 programs has about 3 KiB.
 const BODY_BYTES_AT_MOST: usize = 64 << 10;
@@ -79,7 +79,12 @@ async fn backfill(
         .jobs()
         .start(&request.job_id)
         .map_err(|refusal| ApiError::refused(refusal, &request.job_id))?;
-    let body = stream::start(archive, request, job, format, service.farewell());
+    let options = StreamOptions {
+        format,
+        farewell: service.farewell(),
+    };
+    let scan = archive.scan(stream::scan_request(&request));
+    let body = stream::start(scan, request, job, options);
     let headers = [
         (JOB_ID, job_id),
         (

@@ -75,7 +75,7 @@ impl Proof {
         let mut merged = self.merged.ok_or(Broken::Missing)?;
         let mut records = 0;
         for program in programs {
-            let sent = merged.program_mut(program).clone();
+            let sent = *merged.program_mut(program);
             let counts = certificate.program_mut(program);
             counts.with_records = sent.with_records;
             counts.truncated = sent.truncated;

@@ -281,7 +281,8 @@ mod tests {
     const PROGRAM: &str = "pAMMBay6oceH9fJKBRHGP5D4bD4sWpmSwMn52FMfXEA";
 
     fn parse(changes: &Value) -> Result<BackfillRequest, String> {
-        let mut body = json!({"network": "sim", "programId": PROGRAM, "startSlot": 10, "endSlot": 20});
+        let mut body =
+            json!({"network": "sim", "programId": PROGRAM, "startSlot": 10, "endSlot": 20});
         for (name, value) in changes.as_object().unwrap() {
             body[name] = value.clone();
         }
@@ -373,7 +374,7 @@ mod tests {
                 json!({"network": "devnet"}),
                 "network: not served here; expected one of mainnet, sim",
             ),
-            (json!({}), "network: missing; expected one of mainnet, sim"),
+            (json!({"network": none}), "network: missing; expected one of mainnet, sim"),
         ] {
             assert_eq!(parse(&changes).unwrap_err(), expected, "{changes}");
         }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
-use old_faithful::{Archive, ArchiveError, ScanEvent, ScanRequest};
+use futures::{Stream, StreamExt as _, stream};
+use old_faithful::{ArchiveError, ScanEvent, ScanRequest};
 use serde_json::json;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -71,42 +71,67 @@ impl From<CancelReason> for Failure {
     }
 }
 
+/// What a scan yields.
+pub(crate) type Scanned = Result<ScanEvent, ArchiveError>;
+
+/// What a stream is told beside its scan.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StreamOptions {
+    /// The form the client asked for.
+    pub(crate) format: Format,
+    /// How long the last record waits for its reader at shutdown.
+    pub(crate) farewell: Duration,
+}
+
+/// What the reader asked of the archive for a request.
+pub(crate) fn scan_request(request: &BackfillRequest) -> ScanRequest {
+    ScanRequest {
+        range: request.range,
+        programs: request.programs.clone(),
+        verify: request.verify,
+        checkpoint_slots: request.checkpoint_slots,
+    }
+}
+
 /// Starts a job and returns the body its records arrive in.
-pub(crate) fn start(
-    archive: Archive,
-    request: BackfillRequest,
-    job: Job,
-    format: Format,
-    farewell: Duration,
-) -> Body {
+pub(crate) fn start<S>(scan: S, request: BackfillRequest, job: Job, options: StreamOptions) -> Body
+where
+    S: Stream<Item = Scanned> + Send + 'static,
+{
     let (sender, receiver) = mpsc::channel(MESSAGES_AHEAD);
-    tokio::spawn(supervise(archive, request, job, format, farewell, sender));
+    tokio::spawn(supervise(scan, request, job, options, sender));
     Body::from_stream(stream::unfold(receiver, async |mut receiver| {
         let message: Bytes = receiver.recv().await?;
         Some((Ok::<_, std::convert::Infallible>(message), receiver))
     }))
 }
 
-async fn supervise(
-    archive: Archive,
+async fn supervise<S>(
+    scan: S,
     request: BackfillRequest,
     job: Job,
-    format: Format,
-    farewell: Duration,
+    options: StreamOptions,
     sender: mpsc::Sender<Bytes>,
-) {
+) where
+    S: Stream<Item = Scanned> + Send + 'static,
+{
     let begun = Instant::now();
-    let programs = request.programs.len();
+    let format = options.format;
     tracing::info!(
-        job = job.id, network = request.network, start_slot = request.range.start, end_slot = request.range.end,
-        programs, format = ?format, "backfill started"
+        job = job.id,
+        network = request.network,
+        start_slot = request.range.start,
+        end_slot = request.range.end,
+        programs = request.programs.len(),
+        ?format,
+        "backfill started"
     );
     let outcome = match announce(&request, format, &sender).await {
         Ok(()) => {
             let (cancel, messages) = (job.cancel.clone(), sender.clone());
             let runtime = Handle::current();
             tokio::task::spawn_blocking(move || {
-                runtime.block_on(run(&archive, request, format, &cancel, &messages))
+                runtime.block_on(run(scan, request, format, &cancel, &messages))
             })
             .await
             .unwrap_or(Err(Failure::Worker))
@@ -119,8 +144,9 @@ async fn supervise(
         Err(failure) => {
             let text = failure.to_string();
             let message = redact(&text);
-            tracing::warn!(job = job.id, code = failure.code(), %message, seconds, "backfill ended without done");
-            send_error(&failure, &message, format, &job.cancel, farewell, &sender).await;
+            let code = failure.code();
+            tracing::warn!(job = job.id, code, %message, seconds, "backfill ended without done");
+            send_error(&failure, &message, options, &job.cancel, &sender).await;
         }
     }
     // The job's place is free from here on.
@@ -147,37 +173,34 @@ async fn announce(
 async fn send_error(
     failure: &Failure,
     message: &str,
-    format: Format,
+    options: StreamOptions,
     cancel: &Cancel,
-    farewell: Duration,
     sender: &mpsc::Sender<Bytes>,
 ) {
     let control = json!({"type": "error", "code": failure.code(), "message": message});
-    let Ok(last) = format.control(Kind::Error, &control) else {
+    let Ok(last) = options.format.control(Kind::Error, &control) else {
         return; // Without the record the stream still ends without `done`.
     };
     let patience = match cancel.reason() {
-        Some(CancelReason::ShuttingDown) => farewell,
-        _ => PATIENCE.max(farewell),
+        Some(CancelReason::ShuttingDown) => options.farewell,
+        _ => PATIENCE,
     };
     let _ = tokio::time::timeout(patience, sender.send(last)).await;
 }
 
 /// Reads the range and sends it. Returns the number of records sent, after `done`.
-async fn run(
-    archive: &Archive,
+async fn run<S>(
+    scan: S,
     request: BackfillRequest,
     format: Format,
     cancel: &Cancel,
     sender: &mpsc::Sender<Bytes>,
-) -> Result<u64, Failure> {
-    let mut collector = Collector::new(format, request.programs.clone(), request.include_failed);
-    let mut scan = pin!(archive.scan(ScanRequest {
-        range: request.range,
-        programs: request.programs,
-        verify: request.verify,
-        checkpoint_slots: request.checkpoint_slots,
-    }));
+) -> Result<u64, Failure>
+where
+    S: Stream<Item = Scanned>,
+{
+    let mut collector = Collector::new(format, request.programs, request.include_failed);
+    let mut scan = pin!(scan);
     let mut proof = Proof::default();
     loop {
         let event = tokio::select! {
@@ -236,3 +259,6 @@ async fn send(
         sent = sender.send(message) => sent.map_err(|_| Failure::ReaderGone),
     }
 }
+
+#[cfg(test)]
+mod tests;

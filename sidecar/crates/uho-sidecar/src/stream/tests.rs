@@ -1,0 +1,298 @@
+//! Streams over scans made up here: what a reader sees when the scan is endless, panics, lies or stops.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, BodyDataStream};
+use futures::{Stream, StreamExt as _, stream};
+use old_faithful::{
+    Block, BlockLink, Certificate, IndexKind, Instruction, MatchedTransaction, Metadata, ScanEvent,
+    Tail, Verify,
+};
+use serde_json::{Value, json};
+
+use super::{Scanned, StreamOptions, start};
+use crate::encoder::Format;
+use crate::jobs::Jobs;
+use crate::request::BackfillRequest;
+
+const PROGRAM: [u8; 32] = [7; 32];
+
+fn request() -> BackfillRequest {
+    let body = json!({
+        "programId": crate::ndjson::base58(&PROGRAM), "startSlot": 0, "endSlot": 1_000_000, "jobId": "job",
+        "includeFailed": true,
+    });
+    BackfillRequest::parse(body.to_string().as_bytes(), &["sim"]).unwrap()
+}
+
+/// A block with one transaction of the program that logs `bytes` bytes.
+fn block(slot: u64, bytes: usize) -> Block {
+    let name = crate::ndjson::base58(&PROGRAM);
+    let lines = [
+        format!("Program {name} invoke [1]"),
+        format!("Program data: {}", "AAAA".repeat(bytes / 3)),
+        format!("Program {name} success"),
+    ];
+    let transaction = MatchedTransaction {
+        slot,
+        index: 0,
+        archive_offset: 59,
+        epoch: 0,
+        signature: [1; 64],
+        account_keys: vec![PROGRAM],
+        static_key_count: 1,
+        programs: vec![0],
+        lookup_only: vec![false],
+        instructions: vec![Instruction {
+            program_index: 0,
+            accounts: Vec::new().into(),
+            data: Vec::new().into(),
+        }],
+        metadata: Some(Metadata {
+            logs: Some(lines.map(|line| line.into_bytes().into()).to_vec()),
+            ..Metadata::default()
+        }),
+    };
+    Block {
+        slot,
+        parent_slot: slot.saturating_sub(1),
+        block_time: Some(5),
+        block_height: None,
+        matches: vec![transaction],
+    }
+}
+
+fn stretch(start: u64, end: u64) -> Certificate {
+    let mut certificate = Certificate::empty(start, IndexKind::SlotRanges, Verify::Full);
+    certificate.end_slot = end;
+    certificate.slots_with_blocks = end - start;
+    certificate.blocks = end - start;
+    certificate.transactions = end - start;
+    certificate.first_block = Some(BlockLink {
+        slot: start,
+        parent_slot: start.saturating_sub(1),
+    });
+    certificate.last_block_slot = Some(end - 1);
+    certificate.program_mut(&PROGRAM).matched = end - start;
+    certificate
+}
+
+fn whole(end: u64) -> Certificate {
+    let mut certificate = stretch(0, end);
+    certificate.tail = Tail::Unproven;
+    certificate
+}
+
+fn open<S>(scan: S, jobs: &Jobs, format: Format) -> BodyDataStream
+where
+    S: Stream<Item = Scanned> + Send + 'static,
+{
+    let options = StreamOptions {
+        format,
+        farewell: Duration::from_millis(300),
+    };
+    let body: Body = start(scan, request(), jobs.start("job").ok().unwrap(), options);
+    body.into_data_stream()
+}
+
+/// Reads an NDJSON stream to its end.
+async fn lines(mut body: BodyDataStream) -> Vec<Value> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = body.next().await {
+        bytes.extend(chunk.unwrap());
+    }
+    let text = String::from_utf8(bytes).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+async fn ends_within(jobs: &Jobs, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    while jobs.active() > 0 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    jobs.active() == 0
+}
+
+#[tokio::test]
+async fn a_proved_scan_ends_with_done_and_what_was_sent() {
+    let jobs = Jobs::new(1);
+    let events = vec![
+        Ok(ScanEvent::Block(block(0, 9))),
+        Ok(ScanEvent::Checkpoint {
+            slot: 1,
+            certificate: stretch(0, 1),
+        }),
+        Ok(ScanEvent::Block(block(1, 9))),
+        Ok(ScanEvent::Checkpoint {
+            slot: 2,
+            certificate: stretch(1, 2),
+        }),
+        Ok(ScanEvent::Done {
+            certificate: whole(2),
+        }),
+    ];
+    let lines = lines(open(stream::iter(events), &jobs, Format::Ndjson)).await;
+    let types: Vec<_> = lines
+        .iter()
+        .map(|line| line["type"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        types,
+        [
+            "started",
+            "transaction",
+            "checkpoint",
+            "transaction",
+            "checkpoint",
+            "done"
+        ]
+    );
+    let counts = |line: &Value| {
+        line["certificate"]["programs"]
+            .as_object()
+            .unwrap()
+            .values()
+            .next()
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(counts(&lines[2])["records"], 1);
+    assert_eq!(counts(&lines[5])["records"], 2);
+    assert_eq!(counts(&lines[5])["withRecords"], 2);
+    let digest =
+        |line: &Value| u128::from_str_radix(counts(line)["digest"].as_str().unwrap(), 16).unwrap();
+    assert_eq!(
+        digest(&lines[5]),
+        digest(&lines[2]).wrapping_add(digest(&lines[4]))
+    );
+    assert_ne!(digest(&lines[5]), 0);
+    assert!(ends_within(&jobs, Duration::from_secs(1)).await);
+}
+
+#[tokio::test]
+async fn stretches_that_do_not_add_up_are_never_done() {
+    let jobs = Jobs::new(1);
+    let events = vec![
+        Ok(ScanEvent::Checkpoint {
+            slot: 2,
+            certificate: stretch(0, 2),
+        }),
+        Ok(ScanEvent::Done {
+            certificate: Certificate {
+                transactions: 3,
+                ..whole(2)
+            },
+        }),
+    ];
+    let lines = lines(open(stream::iter(events), &jobs, Format::Ndjson)).await;
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (last["type"].as_str(), last["code"].as_str()),
+        (Some("error"), Some("certificate_broken"))
+    );
+    assert!(
+        last["message"].as_str().unwrap().contains("`transactions`"),
+        "{last}"
+    );
+}
+
+#[tokio::test]
+async fn a_scan_that_just_ends_is_an_error() {
+    let jobs = Jobs::new(1);
+    let events = vec![Ok(ScanEvent::Checkpoint {
+        slot: 2,
+        certificate: stretch(0, 2),
+    })];
+    let lines = lines(open(stream::iter(events), &jobs, Format::Ndjson)).await;
+    assert_eq!(lines.last().unwrap()["code"], "certificate_broken");
+}
+
+#[tokio::test]
+async fn a_panic_still_ends_the_stream_with_an_error() {
+    let jobs = Jobs::new(1);
+    let scan = stream::iter(0..5).map(|slot| {
+        assert!(slot < 3, "a fault in the reader");
+        Ok(ScanEvent::Block(block(slot, 9)))
+    });
+    let lines = lines(open(scan, &jobs, Format::Ndjson)).await;
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (last["type"].as_str(), last["code"].as_str()),
+        (Some("error"), Some("internal"))
+    );
+    assert!(
+        !last["message"]
+            .as_str()
+            .unwrap()
+            .contains("fault in the reader")
+    );
+    assert!(ends_within(&jobs, Duration::from_secs(1)).await);
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_stops_the_scan() {
+    let jobs = Jobs::new(1);
+    let scanned = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&scanned);
+    // Each block fills a message of its own, so what was scanned is what is held in memory.
+    let scan = stream::iter(0..).map(move |slot| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Ok(ScanEvent::Block(block(slot, 3 << 20)))
+    });
+    let mut body = open(scan, &jobs, Format::Arrow);
+    assert!(body.next().await.is_some());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let held = scanned.load(Ordering::SeqCst);
+    assert!((1..=4).contains(&held), "{held} blocks were read ahead");
+    drop(body);
+    assert!(ends_within(&jobs, Duration::from_secs(1)).await);
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_ends_a_scan_without_matches() {
+    let jobs = Jobs::new(1);
+    let mut body = open(stream::pending(), &jobs, Format::Arrow);
+    assert!(body.next().await.is_some(), "`started` comes at once");
+    assert_eq!(jobs.active(), 1);
+    drop(body);
+    assert!(ends_within(&jobs, Duration::from_secs(1)).await);
+}
+
+#[tokio::test]
+async fn cancelling_and_shutting_down_are_said() {
+    for (format, shut_down, code) in [
+        (Format::Ndjson, false, "cancelled"),
+        (Format::Ndjson, true, "shutting_down"),
+    ] {
+        let jobs = Jobs::new(1);
+        let mut body = open(stream::pending(), &jobs, format);
+        assert!(body.next().await.is_some());
+        if shut_down {
+            jobs.shut_down();
+        } else {
+            assert!(jobs.cancel("job"));
+        }
+        let lines = lines(body).await;
+        assert_eq!(
+            (lines[0]["type"].as_str(), lines[0]["code"].as_str()),
+            (Some("error"), Some(code))
+        );
+        assert!(ends_within(&jobs, Duration::from_secs(1)).await);
+    }
+}
+
+#[tokio::test]
+async fn shutting_down_does_not_wait_for_a_reader_that_stopped() {
+    let jobs = Jobs::new(1);
+    let scan = stream::iter(0..).map(|slot| Ok(ScanEvent::Block(block(slot, 3 << 20))));
+    let mut body = open(scan, &jobs, Format::Arrow);
+    assert!(body.next().await.is_some());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    jobs.shut_down();
+    assert!(ends_within(&jobs, Duration::from_secs(1)).await);
+    drop(body);
+}
