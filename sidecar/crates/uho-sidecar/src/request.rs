@@ -374,7 +374,10 @@ mod tests {
                 json!({"network": "devnet"}),
                 "network: not served here; expected one of mainnet, sim",
             ),
-            (json!({"network": none}), "network: missing; expected one of mainnet, sim"),
+            (
+                json!({"network": none}),
+                "network: missing; expected one of mainnet, sim",
+            ),
         ] {
             assert_eq!(parse(&changes).unwrap_err(), expected, "{changes}");
         }

@@ -296,3 +296,29 @@ async fn shutting_down_does_not_wait_for_a_reader_that_stopped() {
     assert!(ends_within(&jobs, Duration::from_secs(1)).await);
     drop(body);
 }
+
+#[tokio::test]
+async fn a_scan_that_never_yields_does_not_hold_up_the_service() {
+    // This runtime has one thread, which a scan on it would take for itself.
+    let jobs = Jobs::new(1);
+    let busy = stream::repeat_with(|| {
+        let until = Instant::now() + Duration::from_millis(100);
+        while Instant::now() < until {
+            std::hint::spin_loop();
+        }
+        Ok(ScanEvent::Block(block(0, 9)))
+    });
+    let mut body = open(busy, &jobs, Format::Ndjson);
+    assert!(body.next().await.is_some());
+    let begun = Instant::now();
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
+    drop(body);
+    assert!(ends_within(&jobs, Duration::from_secs(1)).await);
+}

@@ -1,0 +1,185 @@
+//! The binary over a real socket: where it listens, how it stops, who it notices leaving.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::{PUMP_AMM, silent_archive};
+
+struct Sidecar {
+    child: Child,
+    address: String,
+}
+
+impl Sidecar {
+    fn start(archive: &str) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_uho-sidecar"))
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--archive",
+                &format!("sim={archive}"),
+            ])
+            .env("UHO_SIDECAR_SECRET", support::SECRET)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let listening: Value = serde_json::from_str(&line).unwrap();
+        Self {
+            child,
+            address: listening["listening"].as_str().unwrap().to_owned(),
+        }
+    }
+
+    fn request(&self, method: &str, path: &str, body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: sidecar\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
+            support::SECRET,
+            body.len(),
+        )
+        .unwrap();
+        stream
+    }
+
+    /// Starts a backfill and reads until the job is named.
+    fn backfill(&self, job: &str) -> TcpStream {
+        let body =
+            format!(r#"{{"programId":"{PUMP_AMM}","startSlot":0,"endSlot":10,"jobId":"{job}"}}"#);
+        let mut stream = self.request("POST", "/backfill", &body);
+        let mut text = String::new();
+        while !text.contains("\"started\"") {
+            let mut buffer = [0; 4096];
+            let length = stream.read(&mut buffer).unwrap();
+            assert!(length > 0, "the stream ended early: {text}");
+            text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+        stream
+    }
+
+    fn active_jobs(&self) -> u64 {
+        let mut stream = self.request("GET", "/health", "");
+        let mut text = String::new();
+        while !text.contains('}') {
+            let mut buffer = [0; 4096];
+            let length = stream.read(&mut buffer).unwrap();
+            text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+        let body: Value = serde_json::from_str(&text[text.find('{').unwrap()..]).unwrap();
+        body["activeJobs"].as_u64().unwrap()
+    }
+
+    fn terminate(&self) {
+        let id = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    fn ends_within(&mut self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            if self.child.try_wait().unwrap().is_some() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_reader_that_hangs_up_ends_its_job_within_a_second() {
+    let sidecar = Sidecar::start(&silent_archive());
+    let stream = sidecar.backfill("a");
+    assert_eq!(sidecar.active_jobs(), 1);
+    drop(stream);
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while sidecar.active_jobs() > 0 {
+        assert!(Instant::now() < deadline, "the job outlived its reader");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn termination_is_said_to_running_streams() {
+    let mut sidecar = Sidecar::start(&silent_archive());
+    let mut stream = sidecar.backfill("a");
+    sidecar.terminate();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(
+        rest.contains(r#""type":"error""#) && rest.contains("shutting_down"),
+        "{rest}"
+    );
+    assert!(sidecar.ends_within(Duration::from_secs(5)));
+}
+
+#[test]
+fn a_silent_reader_does_not_keep_the_process_alive() {
+    let mut sidecar = Sidecar::start(&silent_archive());
+    let _never_read = sidecar.backfill("a");
+    let _idle = TcpStream::connect(&sidecar.address).unwrap();
+    sidecar.terminate();
+    assert!(sidecar.ends_within(Duration::from_secs(5)));
+}
+
+#[test]
+fn a_deleted_job_ends_with_a_record_and_logs_hold_no_secret() {
+    let mut sidecar =
+        Sidecar::start(&silent_archive().replace("http://", "http://user:hunter2secret@"));
+    let mut stream = sidecar.backfill("gone");
+    let mut answer = sidecar.request("DELETE", "/backfill/gone", "");
+    let mut text = String::new();
+    while !text.contains('}') {
+        let mut buffer = [0; 4096];
+        let length = answer.read(&mut buffer).unwrap();
+        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    assert!(text.contains(r#"{"cancelled":true}"#), "{text}");
+    let mut rest = [0; 4096];
+    let length = stream.read(&mut rest).unwrap();
+    assert!(String::from_utf8_lossy(&rest[..length]).contains(r#""code":"cancelled""#));
+
+    sidecar.terminate();
+    assert!(sidecar.ends_within(Duration::from_secs(5)));
+    let mut log = String::new();
+    sidecar
+        .child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut log)
+        .unwrap();
+    assert!(log.contains("backfill started"), "{log}");
+    assert!(
+        !log.contains("hunter2secret") && !log.contains(support::SECRET),
+        "{log}"
+    );
+}
