@@ -32,9 +32,11 @@ pub(crate) enum LogLine<'a> {
     },
     /// `Program data: <base64> <base64> …`: what follows the prefix.
     Data(&'a [u8]),
+    /// `Program log: <text>`: the text, which is the program's own and never the runtime's.
+    Text(&'a [u8]),
     /// `Log truncated`: the runtime dropped at least one line that did not fit.
     Truncated,
-    /// Anything else: logged text, return data, compute units.
+    /// Anything else: return data, compute units.
     Other,
 }
 
@@ -47,6 +49,9 @@ impl<'a> LogLine<'a> {
         let Some(rest) = line.strip_prefix(b"Program ") else {
             return Self::Other;
         };
+        if let Some(text) = rest.strip_prefix(b"log: ") {
+            return Self::Text(text);
+        }
         if let Some(fields) = rest.strip_prefix(b"data:") {
             return Self::Data(fields.strip_prefix(b" ").unwrap_or(fields));
         }

@@ -105,6 +105,10 @@ pub struct ExtractCounts {
     pub orphan_data_lines: u32,
     /// `Program data:` lines after `Log truncated` whose speaker the lines around them do not prove.
     pub unattributed_data_lines: u32,
+    /// `Program log:` lines of the program that are nothing but base64 of 16 bytes or more. Anchor wrote events
+    /// this way until early 2022, before `Program data:` existed; they are counted and not extracted, because
+    /// nothing tells them from text.
+    pub logged_base64_lines: u32,
     /// Stack lines that did not fit the stack.
     pub stack_mismatches: u32,
     /// Invocations in the log for which the transaction has no instruction at the expected place.
@@ -119,6 +123,7 @@ impl ExtractCounts {
         self.malformed_data_lines += other.malformed_data_lines;
         self.orphan_data_lines += other.orphan_data_lines;
         self.unattributed_data_lines += other.unattributed_data_lines;
+        self.logged_base64_lines += other.logged_base64_lines;
         self.stack_mismatches += other.stack_mismatches;
         self.path_mismatches += other.path_mismatches;
         self.unknown_programs += other.unknown_programs;
@@ -212,6 +217,15 @@ impl<'a> Extraction<'a> {
                     Some(_) => {}
                     None => self.found.counts.orphan_data_lines += 1,
                 },
+                LogLine::Text(text) => {
+                    if looks_like_base64(text)
+                        && stack
+                            .speaker()
+                            .is_some_and(|(speaker, _)| speaker == *self.program)
+                    {
+                        self.found.counts.logged_base64_lines += 1;
+                    }
+                }
                 LogLine::Truncated => self.found.truncated = true,
                 LogLine::Other => {}
             }
@@ -291,6 +305,12 @@ fn decode_fields(fields: &[u8]) -> Option<Vec<u8>> {
         STANDARD.decode_vec(field, &mut payload).ok()?;
     }
     Some(payload)
+}
+
+/// Whether a text is nothing but base64 of at least 16 bytes: a discriminator and a field.
+fn looks_like_base64(text: &[u8]) -> bool {
+    const LEAST_TEXT: usize = 24;
+    text.len() >= LEAST_TEXT && text.len().is_multiple_of(4) && STANDARD.decode(text).is_ok()
 }
 
 /// The Arrow schema of records: fixed names, order and types. Only `block_time` can be null.

@@ -256,6 +256,21 @@ fn malformed_and_orphan_data_lines_are_counted_and_yield_nothing() {
 }
 
 #[test]
+fn events_that_old_anchor_logged_as_text_are_counted() {
+    let lines = [
+        invoke(&A, 1),
+        format!("Program log: {}", STANDARD.encode([3; 24])),
+        "Program log: Instruction: Swap".to_owned(),
+        "Program log: transferring".to_owned(),
+        success(&A),
+    ];
+    let extracted = run(&A, &[0], &[], &lines);
+    assert!(extracted.records.is_empty());
+    assert_eq!(extracted.counts.logged_base64_lines, 1);
+    assert_eq!(run(&B, &[0], &[], &lines).counts.logged_base64_lines, 0);
+}
+
+#[test]
 fn a_failure_closes_its_program() {
     let lines = [
         invoke(&A, 1),

@@ -36,6 +36,8 @@ pub(crate) struct Oddities {
     orphan_data_lines: u64,
     /// `Program data:` lines after `Log truncated` that no program can be shown to have said.
     unattributed_data_lines: u64,
+    /// `Program log:` lines that are nothing but base64: how Anchor wrote events until early 2022.
+    logged_base64_lines: u64,
     /// Log lines that do not fit the stack of invocations.
     stack_mismatches: u64,
     /// Invocations without an instruction at the expected place.
@@ -51,6 +53,7 @@ impl Oddities {
         self.malformed_data_lines += u64::from(counts.malformed_data_lines);
         self.orphan_data_lines += u64::from(counts.orphan_data_lines);
         self.unattributed_data_lines += u64::from(counts.unattributed_data_lines);
+        self.logged_base64_lines += u64::from(counts.logged_base64_lines);
         self.stack_mismatches += u64::from(counts.stack_mismatches);
         self.path_mismatches += u64::from(counts.path_mismatches);
         self.unknown_programs += u64::from(counts.unknown_programs);
@@ -61,6 +64,7 @@ impl Oddities {
         self.malformed_data_lines += next.malformed_data_lines;
         self.orphan_data_lines += next.orphan_data_lines;
         self.unattributed_data_lines += next.unattributed_data_lines;
+        self.logged_base64_lines += next.logged_base64_lines;
         self.stack_mismatches += next.stack_mismatches;
         self.path_mismatches += next.path_mismatches;
         self.unknown_programs += next.unknown_programs;
@@ -211,6 +215,7 @@ impl Collector {
                 counts = ExtractCounts {
                     malformed_data_lines: counts.malformed_data_lines,
                     unattributed_data_lines: counts.unattributed_data_lines,
+                    logged_base64_lines: counts.logged_base64_lines,
                     ..ExtractCounts::default()
                 };
             }

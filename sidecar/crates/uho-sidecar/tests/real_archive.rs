@@ -97,7 +97,9 @@ async fn every_event_of_the_oracle_is_a_record() {
             let source =
                 ["log", "cpi"][usize::from(batch.column(6).as_primitive::<UInt8Type>().value(row))];
             let payload = batch.column(8).as_binary::<i32>().value(row);
-            let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex: String = payload
+                .iter()
+                .fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
             let signature = base58::<64>(batch.column(3).as_fixed_size_binary().value(row));
             let program = base58::<32>(batch.column(5).as_fixed_size_binary().value(row));
             *said.entry((program, source, signature, hex)).or_default() += 1;
