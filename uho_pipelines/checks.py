@@ -1,0 +1,230 @@
+"""The two verdicts on a chunk: are its records complete, and did its events decode.
+
+What belongs here: what passes, warns and fails, and what a person is told to do. The checks are evaluated inside the
+assets' own ops (`assets.py`), per partition; a verdict needs nothing of Dagster but its words.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+import uho_native
+
+from uho_pipelines.archive import Certificate
+from uho_pipelines.chunks import Chunk
+from uho_pipelines.decoding import Counts
+
+COMPLETENESS = "completeness"
+SKIP_RATE = "skip_rate"
+
+WARN_ABOVE = 0.05
+"""A skip rate over this warns: the IDL may have changed."""
+
+FAIL_ABOVE = 0.25
+"""A skip rate over this fails the chunk; its rows are rolled back."""
+
+RECORDS_TO_FAIL = 100
+"""With fewer decodable and undecodable records than this, a skip rate warns at most."""
+
+ROWS_SHOWN = 100
+"""A table in metadata has so many rows."""
+
+
+@dataclass
+class Verdict:
+    """What a check found: `errors` block, `warnings` do not; neither means passed."""
+
+    errors: list[str] = field(default_factory=list[str])
+    warnings: list[str] = field(default_factory=list[str])
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def blocks(self) -> bool:
+        """Whether nothing may be built on the chunk."""
+        return bool(self.errors)
+
+    @property
+    def text(self) -> str:
+        """Every finding, the errors first."""
+        return " ".join([*self.errors, *self.warnings])
+
+    def result(self, asset: dg.AssetKey, name: str) -> dg.AssetCheckResult:
+        """Return the verdict as Dagster's check result."""
+        return dg.AssetCheckResult(
+            asset_key=asset,
+            check_name=name,
+            passed=not self.errors and not self.warnings,
+            severity=dg.AssetCheckSeverity.ERROR if self.errors else dg.AssetCheckSeverity.WARN,
+            description=self.text or None,
+            metadata=self.metadata,
+        )
+
+
+def completeness_spec(asset: dg.AssetKey, partitions: dg.PartitionsDefinition[str]) -> dg.AssetCheckSpec:
+    """Return the specification of `completeness` on a `records` asset."""
+    return dg.AssetCheckSpec(
+        COMPLETENESS,
+        asset=asset,
+        partitions_def=partitions,
+        blocking=True,
+        description="The certificate holds: none of the chunk's blocks is missing, every byte is what its CID says.",
+    )
+
+
+def skip_rate_spec(asset: dg.AssetKey, partitions: dg.PartitionsDefinition[str]) -> dg.AssetCheckSpec:
+    """Return the specification of `skip_rate` on an `events` asset."""
+    return dg.AssetCheckSpec(
+        SKIP_RATE,
+        asset=asset,
+        partitions_def=partitions,
+        blocking=True,
+        description=(
+            f"Records that no IDL version decodes exactly: over {WARN_ABOVE:.0%} warns, over {FAIL_ABOVE:.0%} fails "
+            f"the chunk (with fewer than {RECORDS_TO_FAIL} records it warns at most)."
+        ),
+    )
+
+
+def completeness(certificate: Certificate, chunk: Chunk) -> Verdict:
+    """Return whether `certificate` proves the chunk's records complete."""
+    verdict = Verdict(metadata={"certificate": certificate_table(certificate)})
+    fault = uho_native.certificate_fault(json.dumps(certificate))
+    if fault is not None:
+        verdict.errors.append(f"The certificate does not hold: {fault}. Materialize the chunk's records again.")
+    if (certificate["startSlot"], certificate["endSlot"]) != (chunk.start, chunk.end):
+        verdict.errors.append(f"The certificate is not of {chunk}. Materialize the chunk's records again.")
+    if certificate["tail"] == "unproven":
+        verdict.warnings.append(
+            "The first block after the chunk is not published yet, so the chunk's last blocks are not proved. "
+            "Materialize the records again when the next epoch is out: only the last stretch is read."
+        )
+    if certificate["verify"] != "full":
+        verdict.warnings.append(
+            f"Read with verify: {certificate['verify']}, so a damaged section may have hidden a match. "
+            "Set verify to full for this network and materialize the records again."
+        )
+    if certificate["index"] != "slot-ranges":
+        verdict.warnings.append("Read without an index, so blocks missing at the end cannot be noticed.")
+    for name, what in (
+        ("unresolvedLookups", "transactions with lookup tables whose addresses could not be resolved"),
+        ("missingMetadata", "transactions without metadata"),
+    ):
+        if certificate[name] > 0:
+            verdict.warnings.append(
+                f"{certificate[name]:,} {what}: what they did cannot be seen in the archive. "
+                "Compare these slots with another source if they matter."
+            )
+    return verdict
+
+
+def skip_rate(counts: Counts, events: Mapping[str, str]) -> Verdict:
+    """Return whether a chunk's records decoded; `events` maps discriminators (hexadecimal) to event names.
+
+    The rate is taken after twins are folded and failed transactions left out; foreign records are in neither side.
+    """
+    total = counts.decoded + counts.undecodable
+    verdict = Verdict(
+        metadata={
+            "skip rate": counts.skip_rate,
+            "decoded": counts.decoded,
+            "undecodable": counts.undecodable,
+            "foreign": counts.foreign,
+            "by event and IDL version": _table(
+                {"event": event, "IDL version": idl, "rows": count}
+                for (event, idl), count in counts.decoded_by.most_common()
+            ),
+        }
+    )
+    if counts.undecodable:
+        verdict.metadata["undecodable by discriminator"] = _table(
+            {
+                "discriminator": discriminator,
+                "event": events.get(discriminator, "unknown"),
+                "reason": reason,
+                "records": count,
+            }
+            for (discriminator, reason), count in counts.undecodable_by.most_common()
+        )
+    if counts.skip_rate > WARN_ABOVE:
+        found = f"{counts.undecodable:,} of {total:,} records ({counts.skip_rate:.1%}) decode by no IDL version"
+        if counts.skip_rate > FAIL_ABOVE and total >= RECORDS_TO_FAIL:
+            verdict.errors.append(
+                f"{found}: the IDL is not this program's, or it changed. Add the IDL version in force at these slots "
+                "to program.yaml and materialize the events again; no archive is read for that."
+            )
+        else:
+            verdict.warnings.append(f"{found}: the IDL may have changed. See uho.quarantine.")
+    for event, decoded, undecodable in _dying_events(counts, events):
+        verdict.warnings.append(
+            f"Event {event}: {undecodable:,} of {decoded + undecodable:,} records decode by no IDL version. "
+            "Its layout may have changed."
+        )
+    if counts.fallbacks:
+        fallen_back = sum(fallback.count for fallback in counts.fallbacks.values())
+        verdict.warnings.append(
+            f"{fallen_back:,} records were decoded by an IDL version that was not in force at their slot. "
+            "Correct from_slot in program.yaml if that is not what is meant."
+        )
+        verdict.metadata["decoded by another IDL version"] = _table(
+            {
+                "event": event,
+                "IDL version": idl,
+                "discriminator": discriminator,
+                "first slot": fallback.first_slot,
+                "last slot": fallback.last_slot,
+                "records": fallback.count,
+            }
+            for (event, idl, discriminator), fallback in sorted(counts.fallbacks.items())
+        )
+    return verdict
+
+
+def certificate_table(certificate: Certificate) -> dg.TableMetadataValue:
+    """Return a certificate as a table of two columns: what, and how much."""
+    rows: dict[str, str] = {}
+    for name, value in certificate.items():
+        if name == "programs":
+            for program, counts in value.items():
+                rows["program"] = program
+                rows.update({f"{name} of the program": _shown(count) for name, count in counts.items()})
+        elif isinstance(value, dict):
+            rows[name] = f"slot {value['slot']}, its parent slot {value['parentSlot']}"
+        else:
+            rows[name] = _shown(value)
+    return _table({"what": name, "value": value} for name, value in rows.items())
+
+
+def _dying_events(counts: Counts, events: Mapping[str, str]) -> list[tuple[str, int, int]]:
+    """Return (event, decoded, undecodable) of events whose own rate is too high, whatever the mean says."""
+    undecodable: Counter[str] = Counter()
+    for (discriminator, _), count in counts.undecodable_by.items():
+        if discriminator in events:
+            undecodable[events[discriminator]] += count
+    decoded = counts.rows_by_event()
+    return [
+        (event, decoded.get(event, 0), count)
+        for event, count in sorted(undecodable.items())
+        if count / (decoded.get(event, 0) + count) > WARN_ABOVE
+    ]
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 - a value of JSON
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return (
+        "none" if value is None else ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+    )
+
+
+def _table(rows: Any) -> dg.TableMetadataValue:  # noqa: ANN401 - rows are dicts of texts and numbers
+    records = [dg.TableRecord(row) for _, row in zip(range(ROWS_SHOWN), rows, strict=False)]
+    columns = list(records[0].data) if records else ["nothing"]
+    types = {str: "string", int: "int", float: "float"}
+    first = records[0].data if records else {}
+    schema = dg.TableSchema(
+        columns=[dg.TableColumn(name, types.get(type(first.get(name, "")), "string")) for name in columns]
+    )
+    return dg.MetadataValue.table(records=records, schema=schema)

@@ -1,0 +1,151 @@
+"""A program's records become events: the native decoder for its IDL versions, and counts of what became of records.
+
+What belongs here: making and keeping decoders, and adding up counts. What a payload means is the native module's
+business, where rows go is the warehouse's.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import uho_native
+
+from uho_pipelines.registry import PROGRAM_FILE, Program, ProgramFault, ProgramRefusedError
+
+DECODER_VERSION = importlib.metadata.version("uho-native")
+"""The native module's version; another one may decode the same records to other rows."""
+
+_decoders: dict[tuple[str, str], uho_native.Decoder] = {}
+
+
+def decoder_for(program: Program) -> uho_native.Decoder:
+    """Return the decoder of a program's IDL versions; one is kept for every program id and set of versions.
+
+    Raises:
+        ProgramRefusedError: an IDL cannot be used.
+    """
+    key = (program.program_id, program.idl_hash)
+    if key not in _decoders:
+        versions = [(version.from_slot, version.label, version.json) for version in program.idls]
+        try:
+            _decoders[key] = uho_native.Decoder(program.id_bytes, versions)
+        except uho_native.IdlError as error:
+            fault = ProgramFault(f"{program.name}/{PROGRAM_FILE}", "idls", str(error))
+            raise ProgramRefusedError(fault) from None
+    return _decoders[key]
+
+
+def decode(decoder: uho_native.Decoder, program: Program, records: pa.RecordBatch) -> uho_native.Decoded:
+    """Decode a batch of whole blocks by the program's policy."""
+    return decoder.decode(records, include_failed=program.include_failed, ignore=list(program.ignore))
+
+
+def code_version(program: Program) -> str:
+    """Return what, beside records and IDLs, decides the rows: the decoder's version and the program's policy."""
+    return f"{DECODER_VERSION}-{program.policy_hash}"
+
+
+def events_by_discriminator(program: Program) -> dict[str, str]:
+    """Return `{discriminator (hexadecimal): event}` of all IDL versions.
+
+    A discriminator is the one that is stated, else Anchor's: the first 8 bytes of SHA-256 of `event:<Name>`.
+    """
+    events: dict[str, str] = {}
+    for version in program.idls:
+        document = json.loads(version.json.decode("utf-8-sig"))
+        for event in document.get("events") or []:
+            stated = event.get("discriminator")
+            computed = hashlib.sha256(f"event:{event['name']}".encode()).digest()[:8]
+            events[(bytes(stated) if stated else computed).hex()] = event["name"]
+    return events
+
+
+@dataclass
+class Fallback:
+    """Rows of one event that were decoded by an IDL version that was not in force; slots are inclusive."""
+
+    first_slot: int
+    last_slot: int
+    count: int
+
+
+@dataclass
+class Counts:
+    """What became of a chunk's records: each is a twin, left out as failed, foreign, decoded or undecodable."""
+
+    records: int = 0
+    twins_folded: int = 0
+    failed_left_out: int = 0
+    foreign: int = 0
+    decoded: int = 0
+    undecodable: int = 0
+    decoded_by: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+    """By event and IDL version."""
+    undecodable_by: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+    """By discriminator (hexadecimal) and reason."""
+    fallbacks: dict[tuple[str, str, str], Fallback] = field(default_factory=dict[tuple[str, str, str], Fallback])
+    """By event, IDL version and discriminator (hexadecimal)."""
+
+    @property
+    def skip_rate(self) -> float:
+        """Undecodable ÷ (decoded + undecodable); 0 when there is neither."""
+        return self.undecodable / max(1, self.decoded + self.undecodable)
+
+    def rows_by_event(self) -> dict[str, int]:
+        """Return decoded rows by event."""
+        rows: Counter[str] = Counter()
+        for (event, _), count in self.decoded_by.items():
+            rows[event] += count
+        return dict(sorted(rows.items()))
+
+    def add(self, counts: "uho_native.DecodeCounts") -> None:
+        """Add the counts of one decoded batch."""
+        self.records += counts["records"]
+        self.twins_folded += counts["twins_folded"]
+        self.failed_left_out += counts["failed_left_out"]
+        self.foreign += counts["foreign"]
+        self.decoded += counts["decoded"]
+        self.undecodable += counts["undecodable"]
+        for by_event in counts["decoded_by"]:
+            self.decoded_by[by_event["event"], by_event["idl"]] += by_event["count"]
+        for by_reason in counts["undecodable_by"]:
+            self.undecodable_by[by_reason["discriminator"], by_reason["reason"]] += by_reason["count"]
+        for found in counts["fallback"]:
+            key = (found["event"], found["idl"], found["discriminator"])
+            kept = self.fallbacks.setdefault(key, Fallback(found["first_slot"], found["last_slot"], 0))
+            kept.first_slot = min(kept.first_slot, found["first_slot"])
+            kept.last_slot = max(kept.last_slot, found["last_slot"])
+            kept.count += found["count"]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the counts as the ledger keeps them, in the decoder's own form."""
+        return {
+            "records": self.records,
+            "twins_folded": self.twins_folded,
+            "failed_left_out": self.failed_left_out,
+            "foreign": self.foreign,
+            "decoded": self.decoded,
+            "undecodable": self.undecodable,
+            "decoded_by": [
+                {"event": event, "idl": idl, "count": count} for (event, idl), count in sorted(self.decoded_by.items())
+            ],
+            "undecodable_by": [
+                {"discriminator": discriminator, "reason": reason, "count": count}
+                for (discriminator, reason), count in sorted(self.undecodable_by.items())
+            ],
+            "fallback": [
+                {
+                    "event": event,
+                    "idl": idl,
+                    "discriminator": discriminator,
+                    "first_slot": fallback.first_slot,
+                    "last_slot": fallback.last_slot,
+                    "count": fallback.count,
+                }
+                for (event, idl, discriminator), fallback in sorted(self.fallbacks.items())
+            ],
+        }
