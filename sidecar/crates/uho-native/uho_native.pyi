@@ -4,7 +4,15 @@ Batches cross by the Arrow C data interface, without copying. The interpreter is
 decoded, encoded or digested, so threads run side by side.
 """
 
+from typing import TypedDict, final
+
 import pyarrow as pa
+
+class IdlError(ValueError):
+    """A program's IDL versions make no decoder. The message names version, event and field, and the fault."""
+
+class DecodeError(ValueError):
+    """A batch could not be decoded at all. Payloads that do not decode are no error: they are quarantined."""
 
 class CopyError(ValueError):
     """A batch has no COPY form: a column without a rule, or a value out of its Postgres type's range."""
@@ -39,3 +47,101 @@ def encode_copy(batch: pa.RecordBatch) -> bytes:
     leads from its Arrow type to it, when a value does not fit, or when the output might exceed 1 GiB: slice
     the batch then.
     """
+
+class DecodedBy(TypedDict):
+    """Decoded rows of one event by one IDL version."""
+
+    event: str
+    idl: str
+    count: int
+
+class UndecodableBy(TypedDict):
+    """Rows in quarantine of one discriminator (hexadecimal) for one reason (its code)."""
+
+    discriminator: str
+    reason: str
+    count: int
+
+class Fallback(TypedDict):
+    """Rows of one event decoded by a version that was not in force. Slots are the first and last such row's."""
+
+    event: str
+    idl: str
+    discriminator: str
+    first_slot: int
+    last_slot: int
+    count: int
+
+class DecodeCounts(TypedDict):
+    """What became of the records of a batch.
+
+    ``records == twins_folded + failed_left_out + foreign + decoded + undecodable``.
+    """
+
+    records: int
+    twins_folded: int
+    failed_left_out: int
+    foreign: int
+    decoded: int
+    undecodable: int
+    decoded_by: list[DecodedBy]
+    undecodable_by: list[UndecodableBy]
+    fallback: list[Fallback]
+
+@final
+class EventTable:
+    """The table of one event name, over all IDL versions."""
+
+    @property
+    def name(self) -> str:
+        """The event's name as in the IDL."""
+    @property
+    def docs(self) -> str:
+        """Its documentation in the newest version that has any; empty otherwise."""
+    @property
+    def schema(self) -> pa.Schema:
+        """The fixed columns, then a nullable column per field, with names as in the IDL.
+
+        Fixed: slot, tx_index, event_index, signature, source, block_time. A field may be called like one of
+        them: go by position. Field metadata: ``uho:postgres`` is the Postgres type, ``uho:docs`` the
+        documentation, where there is any. With ``include_failed`` batches end with two more columns,
+        ``failed`` and ``truncated``.
+        """
+
+@final
+class Decoded:
+    """What a batch of records became."""
+
+    @property
+    def tables(self) -> list[tuple[int, pa.RecordBatch]]:
+        """Batches with their index in ``Decoder.tables()``. Only tables with rows; ascending record order."""
+    @property
+    def quarantine(self) -> pa.RecordBatch:
+        """Records that no version decodes: the record columns, then discriminator, reason and idl.
+
+        As in event tables, ``source`` is "log" or "cpi" and ``block_time`` a timestamp. ``reason`` begins with
+        a code: unknown_discriminator, truncated_payload, trailing_bytes, invalid_value, ambiguous.
+        """
+    @property
+    def counts(self) -> DecodeCounts:
+        """What became of every record."""
+
+@final
+class Decoder:
+    """Decodes a program's records by its IDL versions, by exact consumption.
+
+    ``program`` is the program id (32 bytes). A version is its first slot, its label (the file name, which
+    counts and reasons quote) and the bytes of its file; both IDL formats are read. Raises IdlError when a file
+    cannot be read or an event needs what is not supported, and ValueError when the id is malformed.
+    """
+
+    def __new__(cls, program: bytes, versions: list[tuple[int, str, bytes]]) -> Decoder: ...
+    def tables(self) -> list[EventTable]:
+        """One table per event name, in the order the names first appear over the versions."""
+    def decode(self, batch: pa.RecordBatch, *, include_failed: bool, ignore: list[bytes]) -> Decoded:
+        """Decodes a batch of the program's records, whole blocks.
+
+        ``ignore`` lists payload prefixes that are known to be no events: they are counted as foreign. Raises
+        DecodeError when the batch does not have the record schema, has records of another program, or its
+        decoded values would take more than 1 GiB: pass fewer records then.
+        """

@@ -4,14 +4,18 @@
 //!
 //! * **Extraction** ([`records`]): a transaction's logs and inner instructions → the [`Record`]s of one
 //!   program → Arrow batches of the [record schema](record_schema), with an additive [digest](record_digest).
-//! * **Decoding**: record batches and a program's IDL versions → one Arrow table per event.
+//! * **Decoding** ([`decoding`]): record batches and a program's IDL versions → one Arrow table per event.
 
 #![forbid(unsafe_code)]
 
+pub mod decoding;
 mod digest;
 mod log_stack;
 pub mod records;
 
+pub use decoding::{
+    DecodeCounts, DecodeError, DecodePolicy, Decoded, Decoder, EventTable, IdlError, IdlVersion,
+};
 pub use digest::{RowDigests, record_digest};
 pub use log_stack::InstructionPath;
 pub use records::{

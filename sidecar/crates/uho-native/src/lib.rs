@@ -5,5 +5,6 @@
 //! batches are decoded and encoded. `uho_native.pyi` beside this crate is the user's documentation.
 
 pub mod copy;
+mod decoder;
 mod numeric;
 mod python;

@@ -23,6 +23,8 @@ mod uho_native {
     use super::{
         add_digests, copy_header, copy_trailer, encode_copy, record_digest, record_schema,
     };
+    #[pymodule_export]
+    use crate::decoder::{DecodeError, IdlError, PyDecoded, PyDecoder, PyEventTable};
 }
 
 #[pyfunction]

@@ -1,0 +1,502 @@
+//! The decoder: which version reads a payload, and what becomes of every record.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+
+use arrow_array::RecordBatch;
+
+use super::columns::Room;
+use super::counts::{DecodeCounts, Fallback};
+use super::error::{DecodeError, IdlError, TypeFault};
+use super::idl::{self, IdlVersion};
+use super::layout::{self, Layout};
+use super::payload::{self, Fault};
+use super::quarantine::{self, Quarantined, discriminator};
+use super::rows::{CPI, RecordRows};
+use super::table::{EventTable, Placement, TableMerge, TableRows};
+use super::{fold, json};
+
+/// The most bytes that text, lists and nested values of one decoded batch may take.
+const MOST_VARIABLE_BYTES: usize = 1 << 30;
+/// Anchor's discriminators have 8 bytes; shorter log data is none of its events.
+const DISCRIMINATOR_BYTES: usize = 8;
+
+/// What becomes of records that are not plainly decoded.
+#[derive(Clone, Debug, Default)]
+pub struct DecodePolicy {
+    /// Whether records of failed transactions become rows.
+    pub include_failed: bool,
+    /// Payload prefixes that are known to be none of the program's events.
+    pub ignore: Vec<Vec<u8>>,
+}
+
+/// What a batch of records became.
+#[derive(Debug)]
+pub struct Decoded {
+    /// Batches with their place in [`Decoder::tables`]; only tables with rows.
+    pub tables: Vec<(usize, RecordBatch)>,
+    /// Records no version decodes, by [`quarantine_schema`](super::quarantine_schema).
+    pub quarantine: RecordBatch,
+    /// What became of every record.
+    pub counts: DecodeCounts,
+}
+
+/// Decodes a program's records by its IDL versions.
+#[derive(Debug)]
+pub struct Decoder {
+    program: [u8; 32],
+    versions: Vec<Version>,
+    events: Vec<Event>,
+    /// Discriminator → the event of each version.
+    by_discriminator: HashMap<Vec<u8>, Vec<Option<usize>>>,
+    /// Lengths of discriminators, nearly always 8 alone.
+    lengths: Vec<usize>,
+    tables: Vec<EventTable>,
+}
+
+#[derive(Debug)]
+struct Version {
+    from_slot: u64,
+    label: String,
+}
+
+/// An event of one version.
+#[derive(Debug)]
+struct Event {
+    version: usize,
+    layout: Layout,
+    placement: Placement,
+    /// The first event of equal shape, or itself: what one reads, the other reads alike.
+    alike: usize,
+}
+
+/// What a payload turned out to be.
+enum Reading {
+    /// An event, by the version in force or another one.
+    Event {
+        event: usize,
+        fallback: bool,
+    },
+    Unknown,
+    /// No version reads it; the fault of the first that was tried.
+    Undecodable {
+        event: usize,
+        field: Option<usize>,
+        fault: Fault,
+    },
+    /// Two versions that are not in force read it differently.
+    Ambiguous {
+        first: usize,
+        second: usize,
+    },
+}
+
+impl Decoder {
+    /// Compiles the IDL versions of a program, given in any order.
+    pub fn new(program: [u8; 32], versions: &[IdlVersion]) -> Result<Self, IdlError> {
+        let mut ordered: Vec<&IdlVersion> = versions.iter().collect();
+        ordered.sort_by_key(|version| version.from_slot);
+        if ordered.is_empty() {
+            return Err(IdlError::NoVersions);
+        }
+        if let Some(pair) = ordered
+            .windows(2)
+            .find(|pair| pair[0].from_slot == pair[1].from_slot)
+        {
+            return Err(IdlError::SameSlot {
+                first: pair[0].label.clone(),
+                second: pair[1].label.clone(),
+                from_slot: pair[0].from_slot,
+            });
+        }
+        let mut merge = TableMerge::default();
+        let mut events = Vec::new();
+        for (place, version) in ordered.iter().enumerate() {
+            for layout in compile(&program, version)? {
+                let placement = merge.add(&layout, version.from_slot);
+                events.push(Event {
+                    version: place,
+                    layout,
+                    placement,
+                    alike: 0,
+                });
+            }
+        }
+        let tables = merge.finish(events.iter_mut().map(|event| &mut event.placement));
+
+        let mut by_discriminator: HashMap<Vec<u8>, Vec<Option<usize>>> = HashMap::new();
+        let mut lengths = Vec::new();
+        for place in 0..events.len() {
+            let shape = &events[place].layout.shape;
+            lengths.push(shape.discriminator.len());
+            let of_versions = by_discriminator
+                .entry(shape.discriminator.clone())
+                .or_insert_with(|| vec![None; ordered.len()]);
+            let alike = of_versions
+                .iter()
+                .flatten()
+                .find(|other| events[**other].layout.shape == *shape);
+            let alike = alike.map_or(place, |other| events[*other].alike);
+            of_versions[events[place].version] = Some(place);
+            events[place].alike = alike;
+        }
+        lengths.sort_unstable();
+        lengths.dedup();
+        let versions = ordered
+            .into_iter()
+            .map(|version| Version {
+                from_slot: version.from_slot,
+                label: version.label.clone(),
+            })
+            .collect();
+        Ok(Self {
+            program,
+            versions,
+            events,
+            by_discriminator,
+            lengths,
+            tables,
+        })
+    }
+
+    /// One table per event name over all versions, in the order the names first appear.
+    pub fn tables(&self) -> &[EventTable] {
+        &self.tables
+    }
+
+    /// Decodes a batch of the program's records. Transactions must be whole in it, which whole blocks are.
+    pub fn decode(
+        &self,
+        records: &RecordBatch,
+        policy: &DecodePolicy,
+    ) -> Result<Decoded, DecodeError> {
+        let rows = RecordRows::new(records)?;
+        rows.check_program(&self.program)?;
+        let folded = fold::folded(&rows);
+
+        let mut tally = Tally::new(self);
+        let mut tables: BTreeMap<usize, TableRows<'_>> = BTreeMap::new();
+        let mut quarantined = Vec::new();
+        for (row, folded) in folded.into_iter().enumerate() {
+            tally.counts.records += 1;
+            let payload = rows.payload(row);
+            if folded {
+                tally.counts.twins_folded += 1;
+                continue;
+            }
+            if rows.failed.value(row) && !policy.include_failed {
+                tally.counts.failed_left_out += 1;
+                continue;
+            }
+            if policy
+                .ignore
+                .iter()
+                .any(|prefix| payload.starts_with(prefix))
+            {
+                tally.counts.foreign += 1;
+                continue;
+            }
+            let slot = rows.slot.value(row);
+            match self.read(payload, slot) {
+                Reading::Event { event, fallback } => {
+                    tally.decoded(event, fallback.then_some(slot));
+                    let Event {
+                        layout, placement, ..
+                    } = &self.events[event];
+                    tables
+                        .entry(placement.table)
+                        .or_insert_with(|| TableRows {
+                            table: &self.tables[placement.table],
+                            rows: Vec::new(),
+                        })
+                        .rows
+                        .push((row, layout, placement));
+                }
+                Reading::Unknown
+                    if payload.len() < DISCRIMINATOR_BYTES && rows.source(row) != CPI =>
+                {
+                    tally.counts.foreign += 1;
+                }
+                reading => {
+                    let (code, reason, idl) = self.explain(&reading);
+                    tally.undecodable(payload, code);
+                    quarantined.push(Quarantined { row, reason, idl });
+                }
+            }
+        }
+
+        let mut room = Room(MOST_VARIABLE_BYTES);
+        let tables = tables
+            .into_iter()
+            .map(|(table, found)| {
+                Ok((table, found.build(&rows, policy.include_failed, &mut room)?))
+            })
+            .collect::<Result<_, DecodeError>>()?;
+        let quarantine = quarantine::build(records, &rows, &quarantined)?;
+        Ok(Decoded {
+            tables,
+            quarantine,
+            counts: tally.finish(),
+        })
+    }
+
+    /// The version in force at a slot.
+    fn in_force(&self, slot: u64) -> Option<usize> {
+        self.versions
+            .partition_point(|version| version.from_slot <= slot)
+            .checked_sub(1)
+    }
+
+    fn read(&self, payload: &[u8], slot: u64) -> Reading {
+        let known: Vec<&Vec<Option<usize>>> = self
+            .lengths
+            .iter()
+            .filter_map(|length| self.by_discriminator.get(payload.get(..*length)?))
+            .collect();
+        if known.is_empty() {
+            return Reading::Unknown;
+        }
+        // Within one version no discriminator begins like another, so at most one list has an event of it.
+        let event_of = |version: usize| known.iter().find_map(|events| events[version]);
+        let in_force = self.in_force(slot);
+        let mut first_fault = None;
+        let mut failed: Vec<usize> = Vec::new();
+        if let Some(event) = in_force.and_then(event_of) {
+            match payload::validate(&self.events[event].layout.shape, payload) {
+                Ok(()) => {
+                    return Reading::Event {
+                        event,
+                        fallback: false,
+                    };
+                }
+                Err((field, fault)) => {
+                    first_fault = Some(Reading::Undecodable {
+                        event,
+                        field,
+                        fault,
+                    });
+                    failed.push(self.events[event].alike);
+                }
+            }
+        }
+        let older = in_force.into_iter().flat_map(|version| (0..version).rev());
+        let newer = in_force.map_or(0, |version| version + 1)..self.versions.len();
+        let mut exact: Option<usize> = None;
+        for event in older.chain(newer).filter_map(event_of) {
+            let alike = self.events[event].alike;
+            if failed.contains(&alike)
+                || exact.is_some_and(|first| self.events[first].alike == alike)
+            {
+                continue;
+            }
+            match payload::validate(&self.events[event].layout.shape, payload) {
+                Ok(()) => match exact {
+                    None => exact = Some(event),
+                    Some(first) if self.differ(first, event, payload) => {
+                        return Reading::Ambiguous {
+                            first,
+                            second: event,
+                        };
+                    }
+                    Some(_) => {}
+                },
+                Err((field, fault)) => {
+                    failed.push(alike);
+                    first_fault.get_or_insert(Reading::Undecodable {
+                        event,
+                        field,
+                        fault,
+                    });
+                }
+            }
+        }
+        match (exact, first_fault) {
+            (Some(event), _) => Reading::Event {
+                event,
+                fallback: true,
+            },
+            (None, Some(fault)) => fault,
+            (None, None) => Reading::Unknown,
+        }
+    }
+
+    /// Whether two events read different things from a payload.
+    fn differ(&self, first: usize, second: usize, payload: &[u8]) -> bool {
+        let [first, second] = [first, second].map(|event| &self.events[event].layout.shape);
+        first.event != second.event || json::event(first, payload) != json::event(second, payload)
+    }
+
+    fn label(&self, event: usize) -> &str {
+        &self.versions[self.events[event].version].label
+    }
+
+    /// Code, reason and IDL label of a record for the quarantine.
+    fn explain(&self, reading: &Reading) -> (&'static str, String, String) {
+        match reading {
+            Reading::Undecodable {
+                event,
+                field,
+                fault,
+            } => {
+                let fields = &self.events[*event].layout.shape.fields;
+                let field = field
+                    .and_then(|place| fields.get(place))
+                    .map(|field| field.name.as_str());
+                (
+                    fault.code(),
+                    fault.sentence(field),
+                    self.label(*event).to_owned(),
+                )
+            }
+            Reading::Ambiguous { first, second } => {
+                let [first, second] = [self.label(*first), self.label(*second)];
+                let reason =
+                    format!("ambiguous: {first} and {second} both read every byte, and differ");
+                ("ambiguous", reason, first.to_owned())
+            }
+            Reading::Unknown | Reading::Event { .. } => {
+                let code = "unknown_discriminator";
+                (
+                    code,
+                    format!("{code}: no IDL version has an event that begins like this"),
+                    String::new(),
+                )
+            }
+        }
+    }
+}
+
+/// The compiled events of one version.
+fn compile(program: &[u8; 32], version: &IdlVersion) -> Result<Vec<Layout>, IdlError> {
+    let refused = |event: &str, (field, fault)| IdlError::Refused {
+        label: version.label.clone(),
+        event: event.to_owned(),
+        field,
+        fault,
+    };
+    let definitions = idl::read(program, version)?;
+    let mut budget = layout::MOST_NODES_PER_FILE;
+    let mut layouts: Vec<Layout> = Vec::with_capacity(definitions.events.len());
+    for event in &definitions.events {
+        let compiled = layout::compile(event, &definitions.types, &mut budget);
+        layouts.push(compiled.map_err(|fault| refused(&event.name, fault))?);
+    }
+    let whole = |event: &str, fault| refused(event, (String::new(), fault));
+    let mut names: Vec<_> = layouts
+        .iter()
+        .map(|layout| layout.shape.event.as_str())
+        .collect();
+    names.sort_unstable();
+    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(whole(pair[0], TypeFault::DuplicateEvent));
+    }
+    let mut openings: Vec<_> = layouts
+        .iter()
+        .map(|layout| {
+            (
+                layout.shape.discriminator.as_slice(),
+                layout.shape.event.as_str(),
+            )
+        })
+        .collect();
+    openings.sort_unstable();
+    if let Some((_, event)) = openings
+        .first()
+        .filter(|(discriminator, _)| discriminator.is_empty())
+    {
+        return Err(whole(event, TypeFault::Discriminator(String::new())));
+    }
+    // Sorted, a prefix stands right before what it begins.
+    if let Some(pair) = openings
+        .windows(2)
+        .find(|pair| pair[1].0.starts_with(pair[0].0))
+    {
+        return Err(whole(
+            pair[1].1,
+            TypeFault::Discriminator(pair[0].1.to_owned()),
+        ));
+    }
+    Ok(layouts)
+}
+
+/// Counts while rows are read; names are put in once, at the end.
+struct Tally<'a> {
+    decoder: &'a Decoder,
+    counts: DecodeCounts,
+    decoded: Vec<u64>,
+    fallback: BTreeMap<usize, (u64, u64, u64)>,
+    undecodable: HashMap<(Vec<u8>, &'static str), u64>,
+}
+
+impl<'a> Tally<'a> {
+    fn new(decoder: &'a Decoder) -> Self {
+        Self {
+            decoder,
+            counts: DecodeCounts::default(),
+            decoded: vec![0; decoder.events.len()],
+            fallback: BTreeMap::new(),
+            undecodable: HashMap::new(),
+        }
+    }
+
+    fn decoded(&mut self, event: usize, fallback_slot: Option<u64>) {
+        self.counts.decoded += 1;
+        self.decoded[event] += 1;
+        if let Some(slot) = fallback_slot {
+            let (first, last, count) = self.fallback.entry(event).or_insert((slot, slot, 0));
+            *first = slot.min(*first);
+            *last = slot.max(*last);
+            *count += 1;
+        }
+    }
+
+    fn undecodable(&mut self, payload: &[u8], code: &'static str) {
+        self.counts.undecodable += 1;
+        *self
+            .undecodable
+            .entry((discriminator(payload).to_vec(), code))
+            .or_default() += 1;
+    }
+
+    fn finish(self) -> DecodeCounts {
+        let mut counts = self.counts;
+        for (event, count) in self
+            .decoded
+            .into_iter()
+            .enumerate()
+            .filter(|(_, count)| *count > 0)
+        {
+            let name = self.decoder.events[event].layout.shape.event.clone();
+            *counts
+                .decoded_by
+                .entry((name, self.decoder.label(event).to_owned()))
+                .or_default() += count;
+        }
+        for ((discriminator, code), count) in self.undecodable {
+            counts
+                .undecodable_by
+                .insert((hexadecimal(&discriminator), code.to_owned()), count);
+        }
+        for (event, (first_slot, last_slot, count)) in self.fallback {
+            let shape = &self.decoder.events[event].layout.shape;
+            counts.fallback.push(Fallback {
+                event: shape.event.clone(),
+                idl: self.decoder.label(event).to_owned(),
+                discriminator: hexadecimal(&shape.discriminator),
+                first_slot,
+                last_slot,
+                count,
+            });
+        }
+        counts
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}

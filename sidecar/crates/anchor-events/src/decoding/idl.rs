@@ -1,0 +1,445 @@
+//! Reading an IDL file: both formats, made one by `anchor-lang-idl`.
+//!
+//! Only what events reach is read: instructions, accounts and types no event mentions are taken out before
+//! the library sees the file, so whatever is odd in them cannot matter. Around the library this closes
+//! gaps: byte-order marks, older files without an address, files of the newer format without its mark, a
+//! layout given in `events` comes before one of the same name in `types`, and a type that is not supported
+//! is refused by event, field and name. What a layout is made of is `layout.rs`' business.
+
+use std::collections::{HashMap, HashSet};
+
+use anchor_lang_idl::types::{Idl, IdlTypeDef};
+use serde_json::{Map, Value, json};
+
+use super::error::{IdlError, TypeFault};
+
+/// The largest IDL file, in bytes.
+const MOST_IDL_BYTES: usize = 16 << 20;
+/// The deepest nesting of types.
+pub(super) const MOST_NESTING: usize = 64;
+
+/// One IDL file and since when it is in force.
+#[derive(Clone, Debug)]
+pub struct IdlVersion {
+    /// The first slot at which it is in force.
+    pub from_slot: u64,
+    /// What messages and counts call it: its file name.
+    pub label: String,
+    /// The file's bytes.
+    pub json: Vec<u8>,
+}
+
+/// An event as the file defines it, its type still unresolved.
+pub(super) struct EventDefinition {
+    pub(super) name: String,
+    pub(super) discriminator: Vec<u8>,
+    pub(super) body: IdlTypeDef,
+}
+
+/// The events of a file and the types they reach.
+pub(super) struct EventDefinitions {
+    pub(super) events: Vec<EventDefinition>,
+    pub(super) types: HashMap<String, IdlTypeDef>,
+}
+
+/// Reads the events of a file. `program` stands in where the file has no address.
+pub(super) fn read(program: &[u8; 32], version: &IdlVersion) -> Result<EventDefinitions, IdlError> {
+    let malformed = |reason: String| IdlError::Malformed {
+        label: version.label.clone(),
+        reason,
+    };
+    if version.json.len() > MOST_IDL_BYTES {
+        return Err(malformed(format!(
+            "{} bytes are more than {MOST_IDL_BYTES}",
+            version.json.len()
+        )));
+    }
+    let bytes = version
+        .json
+        .strip_prefix(b"\xef\xbb\xbf")
+        .unwrap_or(&version.json);
+    let file: Value =
+        serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+    let Value::Object(file) = file else {
+        return Err(malformed("not a JSON object".to_owned()));
+    };
+
+    let mut reader = Reader::new(&file);
+    let events = list(&file, "events")
+        .iter()
+        .map(|event| reader.event(event, &version.label));
+    let events = events.collect::<Result<Vec<_>, _>>()?;
+    let reduced = reader.reduced_file(program, &events);
+    let bytes = serde_json::to_vec(&reduced).map_err(|error| malformed(error.to_string()))?;
+    let idl = anchor_lang_idl::convert::convert_idl(&bytes)
+        .map_err(|error| malformed(error.to_string()))?;
+    Ok(pair(idl, &events))
+}
+
+/// Both formats leave the bodies of events at the end of the types, in order.
+fn pair(idl: Idl, events: &[RawEvent]) -> EventDefinitions {
+    let mut types = idl.types;
+    let bodies = types.split_off(types.len().saturating_sub(events.len()));
+    let events = idl
+        .events
+        .into_iter()
+        .zip(bodies)
+        .zip(events)
+        .map(|((event, body), raw)| EventDefinition {
+            name: event.name,
+            discriminator: raw.discriminator.clone().unwrap_or(event.discriminator),
+            body,
+        })
+        .collect();
+    let types = types
+        .into_iter()
+        .map(|definition| (definition.name.clone(), definition))
+        .collect();
+    EventDefinitions { events, types }
+}
+
+fn list<'a>(object: &'a Map<String, Value>, key: &str) -> &'a [Value] {
+    object
+        .get(key)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
+    value.get(key).and_then(Value::as_str)
+}
+
+struct RawEvent {
+    name: String,
+    discriminator: Option<Vec<u8>>,
+    /// The body, normalized: a type definition.
+    body: Map<String, Value>,
+}
+
+/// Collects what events reach, spelled as the library reads it.
+struct Reader<'a> {
+    file: &'a Map<String, Value>,
+    older: bool,
+    definitions: HashMap<&'a str, &'a Value>,
+    /// Names that one list defines twice, differently.
+    contradictory: HashSet<&'a str>,
+    reached: HashSet<String>,
+    types: Vec<Value>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(file: &'a Map<String, Value>) -> Self {
+        let mut definitions = HashMap::new();
+        let mut contradictory = HashSet::new();
+        // Older files define some types under `accounts`; a type of the same name comes first.
+        for key in ["types", "accounts"] {
+            let mut within = HashMap::new();
+            for definition in list(file, key)
+                .iter()
+                .filter(|definition| definition.get("type").is_some())
+            {
+                let Some(name) = text(definition, "name") else {
+                    continue;
+                };
+                if within
+                    .insert(name, definition)
+                    .is_some_and(|other| other != definition)
+                {
+                    contradictory.insert(name);
+                }
+                definitions.entry(name).or_insert(definition);
+            }
+        }
+        // The newer format says so in `metadata.spec`; its first releases did not, but all have an address.
+        let spec = file
+            .get("metadata")
+            .and_then(|metadata| text(metadata, "spec"));
+        let older = spec.is_none() && !file.get("address").is_some_and(Value::is_string);
+        Self {
+            file,
+            older,
+            definitions,
+            contradictory,
+            reached: HashSet::new(),
+            types: Vec::new(),
+        }
+    }
+
+    fn event(&mut self, event: &'a Value, label: &str) -> Result<RawEvent, IdlError> {
+        let malformed = |reason: &str| IdlError::Malformed {
+            label: label.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let name = text(event, "name").ok_or_else(|| malformed("an event has no name"))?;
+        let refused = |field: &str, fault| IdlError::Refused {
+            label: label.to_owned(),
+            event: name.to_owned(),
+            field: field.to_owned(),
+            fault,
+        };
+        let discriminator = match event.get("discriminator") {
+            None | Some(Value::Null) => None,
+            Some(value) => Some(
+                serde_json::from_value::<Vec<u8>>(value.clone())
+                    .map_err(|_| refused("", TypeFault::Malformed("discriminator".to_owned())))?,
+            ),
+        };
+        let inline = event.get("fields").and_then(Value::as_array);
+        let (fields, definition) = if let Some(fields) = inline {
+            (fields.as_slice(), event)
+        } else {
+            let definition = *self
+                .definitions
+                .get(name)
+                .ok_or_else(|| refused("", TypeFault::Undefined(name.to_owned())))?;
+            self.check(name, definition)
+                .map_err(|fault| refused("", fault))?;
+            let body = definition.get("type").unwrap_or(&Value::Null);
+            if text(body, "kind") != Some("struct") {
+                return Err(refused("", TypeFault::NotAStruct));
+            }
+            (
+                body.get("fields")
+                    .and_then(Value::as_array)
+                    .map_or(&[][..], Vec::as_slice),
+                definition,
+            )
+        };
+        let mut normalized = Vec::with_capacity(fields.len());
+        for (place, field) in fields.iter().enumerate() {
+            let named = text(field, "name").map_or_else(|| place.to_string(), str::to_owned);
+            normalized.push(
+                self.field(field, 0)
+                    .map_err(|fault| refused(&named, fault))?,
+            );
+        }
+        let mut body = Map::new();
+        body.insert("name".to_owned(), json!(name));
+        body.insert("docs".to_owned(), docs(definition));
+        body.insert(
+            "type".to_owned(),
+            json!({"kind": "struct", "fields": normalized}),
+        );
+        Ok(RawEvent {
+            name: name.to_owned(),
+            discriminator,
+            body,
+        })
+    }
+
+    /// The file with nothing but what events reach, in its own format.
+    fn reduced_file(self, program: &[u8; 32], events: &[RawEvent]) -> Value {
+        let mut address = [0; 44];
+        let length = five8::encode_32(program, &mut address);
+        let address = String::from_utf8_lossy(&address[..usize::from(length)]).into_owned();
+        let mut types = self.types;
+        if self.older {
+            let events: Vec<_> = events
+                .iter()
+                .map(|event| {
+                    let mut fields = event.body["type"]["fields"].clone();
+                    for field in fields.as_array_mut().into_iter().flatten() {
+                        field["index"] = json!(false);
+                    }
+                    json!({"name": event.name, "fields": fields})
+                })
+                .collect();
+            return json!({
+                "version": "", "name": "", "instructions": [], "types": types, "events": events,
+                "metadata": {"address": address},
+            });
+        }
+        types.extend(events.iter().map(|event| Value::Object(event.body.clone())));
+        let events: Vec<_> =
+            events.iter().map(|event| json!({"name": event.name, "discriminator": event.discriminator.clone().unwrap_or_else(|| default_discriminator(&event.name))})).collect();
+        let spec = self
+            .file
+            .get("metadata")
+            .and_then(|metadata| text(metadata, "spec"))
+            .unwrap_or("0.1.0");
+        json!({
+            "address": address, "metadata": {"name": "", "version": "", "spec": spec},
+            "instructions": [], "types": types, "events": events,
+        })
+    }
+
+    fn field(&mut self, field: &'a Value, depth: usize) -> Result<Value, TypeFault> {
+        if let (Some(name), Some(kind)) = (text(field, "name"), field.get("type")) {
+            let kind = self.kind(kind, depth)?;
+            return Ok(json!({"name": name, "docs": docs(field), "type": kind}));
+        }
+        self.kind(field, depth)
+    }
+
+    fn fields(&mut self, owner: &'a Value, depth: usize) -> Result<Option<Vec<Value>>, TypeFault> {
+        let Some(fields) = owner.get("fields").and_then(Value::as_array) else {
+            return Ok(None);
+        };
+        fields
+            .iter()
+            .map(|field| self.field(field, depth))
+            .collect::<Result<_, _>>()
+            .map(Some)
+    }
+
+    /// A type as the library spells it in this file's format.
+    fn kind(&mut self, kind: &'a Value, depth: usize) -> Result<Value, TypeFault> {
+        if depth > MOST_NESTING {
+            return Err(TypeFault::TooDeep);
+        }
+        if let Some(scalar) = kind.as_str() {
+            return match scalar {
+                "bool" | "u8" | "i8" | "u16" | "i16" | "u32" | "i32" | "f32" | "u64" | "i64"
+                | "f64" | "u128" | "i128" | "bytes" | "string" => Ok(json!(scalar)),
+                "pubkey" | "publicKey" => {
+                    Ok(json!(if self.older { "publicKey" } else { "pubkey" }))
+                }
+                other => Err(TypeFault::Unsupported(other.to_owned())),
+            };
+        }
+        let Some((word, argument)) = kind.as_object().and_then(|object| object.iter().next())
+        else {
+            return Err(TypeFault::Malformed("type".to_owned()));
+        };
+        match word.as_str() {
+            "option" | "vec" => {
+                let inner = self.kind(argument, depth + 1)?;
+                Ok(json!({word: inner}))
+            }
+            "array" => {
+                let (Some(element), Some(length)) = (argument.get(0), argument.get(1)) else {
+                    return Err(TypeFault::Malformed("array".to_owned()));
+                };
+                if !length.is_u64() {
+                    return Err(TypeFault::Unsupported("array of generic length".to_owned()));
+                }
+                let element = self.kind(element, depth + 1)?;
+                Ok(json!({"array": [element, length]}))
+            }
+            "defined" => {
+                let name = argument.as_str().or_else(|| text(argument, "name"));
+                let name = name.ok_or_else(|| TypeFault::Malformed("defined".to_owned()))?;
+                if argument
+                    .get("generics")
+                    .and_then(Value::as_array)
+                    .is_some_and(|list| !list.is_empty())
+                {
+                    return Err(TypeFault::Unsupported(format!("{name}<…>")));
+                }
+                self.definition(name, depth + 1)?;
+                Ok(if self.older {
+                    json!({"defined": name})
+                } else {
+                    json!({"defined": {"name": name}})
+                })
+            }
+            other => Err(TypeFault::Unsupported(other.to_owned())),
+        }
+    }
+
+    /// Adds a definition and all it reaches.
+    fn definition(&mut self, name: &str, depth: usize) -> Result<(), TypeFault> {
+        if !self.reached.insert(name.to_owned()) {
+            return Ok(());
+        }
+        if self.reached.len() > super::layout::MOST_NODES {
+            return Err(TypeFault::TooManyNodes);
+        }
+        let definition = *self
+            .definitions
+            .get(name)
+            .ok_or_else(|| TypeFault::Undefined(name.to_owned()))?;
+        self.check(name, definition)?;
+        let body = definition.get("type").unwrap_or(&Value::Null);
+        let body = match text(body, "kind") {
+            Some("struct") => {
+                let fields = self.fields(body, depth)?.unwrap_or_default();
+                if self.older && fields.iter().any(|field| field.get("name").is_none()) {
+                    return Err(TypeFault::Unsupported(format!(
+                        "{name}, a tuple struct in the older format"
+                    )));
+                }
+                json!({"kind": "struct", "fields": fields})
+            }
+            Some("enum") => {
+                let mut variants = Vec::new();
+                for variant in body
+                    .get("variants")
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                {
+                    let mut normalized = Map::new();
+                    normalized.insert(
+                        "name".to_owned(),
+                        variant.get("name").cloned().unwrap_or(Value::Null),
+                    );
+                    if let Some(fields) = self.fields(variant, depth)? {
+                        normalized.insert("fields".to_owned(), Value::Array(fields));
+                    }
+                    variants.push(Value::Object(normalized));
+                }
+                json!({"kind": "enum", "variants": variants})
+            }
+            Some("alias" | "type") => {
+                let target = body.get("alias").or_else(|| body.get("value"));
+                let target = target.ok_or_else(|| TypeFault::Malformed(name.to_owned()))?;
+                let target = self.kind(target, depth)?;
+                if self.older {
+                    json!({"kind": "alias", "value": target})
+                } else {
+                    json!({"kind": "type", "alias": target})
+                }
+            }
+            Some(other) => return Err(TypeFault::Unsupported(other.to_owned())),
+            None => return Err(TypeFault::Malformed(name.to_owned())),
+        };
+        self.types
+            .push(json!({"name": name, "docs": docs(definition), "type": body}));
+        Ok(())
+    }
+
+    /// Refuses definitions whose bytes are not plain Borsh, or that contradict themselves.
+    fn check(&self, name: &str, definition: &Value) -> Result<(), TypeFault> {
+        if self.contradictory.contains(name) {
+            return Err(TypeFault::Contradictory(name.to_owned()));
+        }
+        if definition
+            .get("generics")
+            .and_then(Value::as_array)
+            .is_some_and(|list| !list.is_empty())
+        {
+            return Err(TypeFault::Unsupported(format!("{name}<…>")));
+        }
+        match definition.get("serialization") {
+            None | Some(Value::Null) => Ok(()),
+            Some(Value::String(word)) if word == "borsh" => Ok(()),
+            Some(Value::String(word)) => Err(TypeFault::Unsupported(format!(
+                "{name}, serialized by {word}"
+            ))),
+            Some(_) => Err(TypeFault::Unsupported(format!(
+                "{name}, serialized in its own way"
+            ))),
+        }
+    }
+}
+
+fn docs(owner: &Value) -> Value {
+    let lines = owner
+        .get("docs")
+        .and_then(Value::as_array)
+        .map_or(&[][..], Vec::as_slice);
+    Value::Array(
+        lines
+            .iter()
+            .filter(|line| line.is_string())
+            .cloned()
+            .collect(),
+    )
+}
+
+/// Anchor's own: the first 8 bytes of SHA-256 over `event:<Name>`.
+fn default_discriminator(name: &str) -> Vec<u8> {
+    use sha2::{Digest as _, Sha256};
+    Sha256::digest(format!("event:{name}"))[..8].to_vec()
+}

@@ -1,0 +1,168 @@
+//! The decoder's Python classes.
+
+use std::sync::Arc;
+
+use anchor_events::{DecodeCounts, DecodePolicy, Decoded, Decoder, IdlVersion};
+use arrow_array::RecordBatch;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+use pyo3_arrow::{PyRecordBatch, PySchema};
+
+pyo3::create_exception!(
+    uho_native,
+    IdlError,
+    pyo3::exceptions::PyValueError,
+    "A program's IDL versions make no decoder."
+);
+pyo3::create_exception!(
+    uho_native,
+    DecodeError,
+    pyo3::exceptions::PyValueError,
+    "A batch could not be decoded at all."
+);
+
+/// Decodes a program's records by its IDL versions.
+#[pyclass(module = "uho_native", name = "Decoder", frozen)]
+pub(crate) struct PyDecoder(Arc<Decoder>);
+
+#[pymethods]
+impl PyDecoder {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        program: &[u8],
+        versions: Vec<(u64, String, Vec<u8>)>,
+    ) -> PyResult<Self> {
+        let program: [u8; 32] = program.try_into().map_err(|_| {
+            pyo3::exceptions::PyValueError::new_err(format!(
+                "a program id has 32 bytes, this has {}",
+                program.len()
+            ))
+        })?;
+        let versions: Vec<_> = versions
+            .into_iter()
+            .map(|(from_slot, label, json)| IdlVersion {
+                from_slot,
+                label,
+                json,
+            })
+            .collect();
+        let decoder = py.detach(|| Decoder::new(program, &versions));
+        decoder
+            .map(|decoder| Self(Arc::new(decoder)))
+            .map_err(|error| IdlError::new_err(error.to_string()))
+    }
+
+    fn tables(&self, py: Python<'_>) -> PyResult<Vec<PyEventTable>> {
+        let table = |table: &anchor_events::EventTable| {
+            Ok(PyEventTable {
+                name: table.name.clone(),
+                docs: table.docs.clone(),
+                schema: PySchema::new(table.schema.clone())
+                    .into_pyarrow(py)?
+                    .unbind(),
+            })
+        };
+        self.0.tables().iter().map(table).collect()
+    }
+
+    #[pyo3(signature = (batch, *, include_failed, ignore))]
+    fn decode(
+        &self,
+        py: Python<'_>,
+        batch: PyRecordBatch,
+        include_failed: bool,
+        ignore: Vec<Vec<u8>>,
+    ) -> PyResult<PyDecoded> {
+        let batch: RecordBatch = batch.into_inner();
+        let policy = DecodePolicy {
+            include_failed,
+            ignore,
+        };
+        let decoded = py
+            .detach(|| self.0.decode(&batch, &policy))
+            .map_err(|error| DecodeError::new_err(error.to_string()))?;
+        PyDecoded::new(py, decoded)
+    }
+}
+
+/// The table of one event name.
+#[pyclass(module = "uho_native", name = "EventTable", frozen, get_all)]
+pub(crate) struct PyEventTable {
+    name: String,
+    docs: String,
+    schema: Py<PyAny>,
+}
+
+#[pymethods]
+impl PyEventTable {
+    fn __repr__(&self) -> String {
+        format!("EventTable({:?})", self.name)
+    }
+}
+
+/// What a batch of records became.
+#[pyclass(module = "uho_native", name = "Decoded", frozen, get_all)]
+pub(crate) struct PyDecoded {
+    tables: Py<PyList>,
+    quarantine: Py<PyAny>,
+    counts: Py<PyDict>,
+}
+
+impl PyDecoded {
+    fn new(py: Python<'_>, decoded: Decoded) -> PyResult<Self> {
+        let tables = PyList::empty(py);
+        for (table, batch) in decoded.tables {
+            tables.append((table, PyRecordBatch::new(batch).into_pyarrow(py)?))?;
+        }
+        Ok(Self {
+            tables: tables.unbind(),
+            quarantine: PyRecordBatch::new(decoded.quarantine)
+                .into_pyarrow(py)?
+                .unbind(),
+            counts: counts(py, &decoded.counts)?.unbind(),
+        })
+    }
+}
+
+/// The counts as a dictionary that JSON can hold: what is counted by two names is a list of entries.
+fn counts<'py>(py: Python<'py>, counts: &DecodeCounts) -> PyResult<Bound<'py, PyDict>> {
+    let dictionary = PyDict::new(py);
+    dictionary.set_item("records", counts.records)?;
+    dictionary.set_item("twins_folded", counts.twins_folded)?;
+    dictionary.set_item("failed_left_out", counts.failed_left_out)?;
+    dictionary.set_item("foreign", counts.foreign)?;
+    dictionary.set_item("decoded", counts.decoded)?;
+    dictionary.set_item("undecodable", counts.undecodable)?;
+    let decoded_by = PyList::empty(py);
+    for ((event, idl), count) in &counts.decoded_by {
+        let entry = PyDict::new(py);
+        entry.set_item("event", event)?;
+        entry.set_item("idl", idl)?;
+        entry.set_item("count", count)?;
+        decoded_by.append(entry)?;
+    }
+    dictionary.set_item("decoded_by", decoded_by)?;
+    let undecodable_by = PyList::empty(py);
+    for ((discriminator, reason), count) in &counts.undecodable_by {
+        let entry = PyDict::new(py);
+        entry.set_item("discriminator", discriminator)?;
+        entry.set_item("reason", reason)?;
+        entry.set_item("count", count)?;
+        undecodable_by.append(entry)?;
+    }
+    dictionary.set_item("undecodable_by", undecodable_by)?;
+    let fallback = PyList::empty(py);
+    for use_of in &counts.fallback {
+        let entry = PyDict::new(py);
+        entry.set_item("event", &use_of.event)?;
+        entry.set_item("idl", &use_of.idl)?;
+        entry.set_item("discriminator", &use_of.discriminator)?;
+        entry.set_item("first_slot", use_of.first_slot)?;
+        entry.set_item("last_slot", use_of.last_slot)?;
+        entry.set_item("count", use_of.count)?;
+        fallback.append(entry)?;
+    }
+    dictionary.set_item("fallback", fallback)?;
+    Ok(dictionary)
+}
