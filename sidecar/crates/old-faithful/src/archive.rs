@@ -1,11 +1,23 @@
-//! An archive: where it is, which epochs it has. Reading slots out of it belongs in [`scan`](crate::scan).
+//! An archive: where it is, how it is read, which epochs it has. Reading slots out of it belongs in
+//! [`scan`](crate::scan).
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use futures::Stream;
 
+use crate::bare;
+use crate::car::{CarFault, MAXIMUM_HEADER_BYTES, header_length};
 use crate::error::ArchiveError;
-use crate::model::{BareScanRequest, ScanEvent, ScanRequest};
+use crate::fetch::{Identity, Store};
+use crate::index::{SLOT_RANGES_BYTES, SlotIndex};
+use crate::model::{BareScanRequest, SLOTS_PER_EPOCH, ScanEvent, ScanRequest};
+use crate::scan;
+
+/// Slot numbers above this are refused: their epochs would not fit into 32 bits.
+pub(crate) const MAXIMUM_SLOT: u64 = SLOTS_PER_EPOCH * u32::MAX as u64;
 
 /// How an archive is read. The defaults suit a mirror on the internet.
 #[derive(Debug, Clone)]
@@ -31,47 +43,161 @@ impl Default for ArchiveOptions {
             segment_bytes: 32 << 20,
             retries: 5,
             connect_timeout_ms: 10_000,
-            read_timeout_ms: 30_000,
+            read_timeout_ms: 90_000,
             backoff_ms: 200,
         }
     }
 }
 
+impl ArchiveOptions {
+    pub(crate) fn read_timeout(&self) -> Duration {
+        Duration::from_millis(self.read_timeout_ms)
+    }
+}
+
 /// An Old Faithful archive: a folder, or an HTTP server with range requests. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Archive {}
+pub struct Archive {
+    pub(crate) store: Arc<Store>,
+}
+
+/// What reading an epoch needs besides its CAR file's bytes.
+#[derive(Debug)]
+pub(crate) struct EpochFiles {
+    pub(crate) epoch: u64,
+    /// The CAR file, relative to the archive's base.
+    pub(crate) car: Arc<str>,
+    pub(crate) identity: Identity,
+    pub(crate) index: SlotIndex,
+}
+
+/// The epoch's CAR file, relative to the archive's base.
+fn car_name(epoch: u64) -> String {
+    format!("{epoch}/epoch-{epoch}.car")
+}
+
+/// The epoch's slot-ranges file, relative to the archive's base.
+fn index_name(epoch: u64) -> String {
+    format!("{epoch}/epoch-{epoch}-slot-ranges.raw")
+}
 
 impl Archive {
-    /// Opens the archive at `base`: an absolute path, `file:///path`, or `http(s)://host[:port]/base`. Nothing is
-    /// read yet.
+    /// Opens the archive at `base`: an absolute path, `file:///path`, or `http(s)://host[:port]/base`. A folder
+    /// must exist; nothing else is looked at yet. Redirects are followed on the same host only.
     pub fn open(base: &str, options: ArchiveOptions) -> Result<Self, ArchiveError> {
-        let _ = (base, options);
-        Ok(Self {})
+        Ok(Self {
+            store: Arc::new(Store::open(base, options)?),
+        })
     }
 
     /// The end slot (exclusive) of the newest epoch that is published whole, searched upward from `first_epoch`;
     /// `None` when the archive does not have `first_epoch`.
-    #[allow(clippy::unused_async)]
+    ///
+    /// Epochs are published one after another, so that about twice the logarithm of their number are asked for.
     pub async fn tip(&self, first_epoch: u64) -> Result<Option<u64>, ArchiveError> {
-        let _ = first_epoch;
-        Ok(None)
+        if !self.is_published(first_epoch).await? {
+            return Ok(None);
+        }
+        let (mut present, mut step) = (first_epoch, 1);
+        let mut absent = loop {
+            let probe = present + step;
+            if !self.is_published(probe).await? {
+                break probe;
+            }
+            present = probe;
+            step *= 2;
+        };
+        while absent - present > 1 {
+            let middle = present + (absent - present) / 2;
+            if self.is_published(middle).await? {
+                present = middle;
+            } else {
+                absent = middle;
+            }
+        }
+        // The newest one may still be on its way: its index must fit its CAR file.
+        match self.epoch(present).await {
+            Ok(_) => Ok(Some((present + 1) * SLOTS_PER_EPOCH)),
+            Err(ArchiveError::IndexInvalid { .. } | ArchiveError::EpochNotFound { .. }) => {
+                Ok((present > first_epoch).then_some(present * SLOTS_PER_EPOCH))
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    /// Reads the slots of `request`, in ascending order. Dropping the stream cancels everything.
+    /// Whether both files of an epoch are there and the index has its size.
+    async fn is_published(&self, epoch: u64) -> Result<bool, ArchiveError> {
+        if epoch * SLOTS_PER_EPOCH >= MAXIMUM_SLOT {
+            return Ok(false);
+        }
+        let car = car_name(epoch);
+        let index = index_name(epoch);
+        let (car, index) = futures::try_join!(
+            self.store.beginning(&car, 1),
+            self.store.beginning(&index, 1)
+        )?;
+        let whole = index.is_some_and(|(_, identity)| identity.size == SLOT_RANGES_BYTES as u64);
+        Ok(car.is_some() && whole)
+    }
+
+    /// Opens an epoch: the CAR file's header and the whole index.
+    pub(crate) async fn epoch(&self, epoch: u64) -> Result<Arc<EpochFiles>, ArchiveError> {
+        let car: Arc<str> = car_name(epoch).into();
+        let index = index_name(epoch);
+        let (header, ranges) = futures::try_join!(
+            self.store.beginning(&car, MAXIMUM_HEADER_BYTES as u64),
+            self.store.beginning(&index, SLOT_RANGES_BYTES as u64)
+        )?;
+        let missing = |file: String| ArchiveError::EpochNotFound { epoch, file };
+        let (header, identity) = header.ok_or_else(|| missing(car.to_string()))?;
+        let (ranges, ranges_identity) = ranges.ok_or_else(|| missing(index))?;
+
+        let malformed = |reason: String| ArchiveError::CarMalformed {
+            car: Arc::clone(&car),
+            offset: 0,
+            reason,
+        };
+        let header_bytes = match header_length(&header) {
+            Ok(Some(length)) => length as u64,
+            Ok(None) => return Err(malformed("it ends inside its header".to_owned())),
+            Err(CarFault::Malformed(reason)) => return Err(malformed(reason.to_owned())),
+            Err(CarFault::TooLarge(_)) => {
+                return Err(malformed("its header is too large".to_owned()));
+            }
+        };
+        let invalid = |reason: String| ArchiveError::IndexInvalid { epoch, reason };
+        if ranges_identity.size != SLOT_RANGES_BYTES as u64 {
+            return Err(invalid(format!(
+                "it has {} bytes instead of {SLOT_RANGES_BYTES}",
+                ranges_identity.size
+            )));
+        }
+        let index = SlotIndex::parse(epoch, Bytes::from(ranges), header_bytes, identity.size)
+            .map_err(invalid)?;
+        Ok(Arc::new(EpochFiles {
+            epoch,
+            car,
+            identity,
+            index,
+        }))
+    }
+
+    /// Reads the slots of `request`, in ascending order. Dropping the stream cancels everything; a consumer that
+    /// is slow makes the scan slow. Must be polled within a Tokio runtime. Ends after the first error.
     pub fn scan(
         &self,
         request: ScanRequest,
     ) -> impl Stream<Item = Result<ScanEvent, ArchiveError>> + Send + 'static {
-        let _ = request;
-        futures::stream::empty()
+        scan::stream(self.clone(), request)
     }
 
-    /// Reads a bare CAR file without an index, front to back.
+    /// Reads a bare CAR file without an index, front to back. The file is whole when it ends where a section and
+    /// a block end; whether blocks follow cannot be known, so that its tail is always unproven. The range in the
+    /// certificate is that from its first to its last block.
     pub fn scan_car_file(
         path: &Path,
         request: BareScanRequest,
     ) -> impl Stream<Item = Result<ScanEvent, ArchiveError>> + Send + 'static {
-        let _ = (path, request);
-        futures::stream::empty()
+        bare::stream(path.to_owned(), request)
     }
 }

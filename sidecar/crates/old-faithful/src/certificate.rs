@@ -89,7 +89,7 @@ pub struct BlockLink {
 impl BlockLink {
     /// Whether nothing can lie between `start` and this block: its parent is before `start`. The block of slot 0
     /// is its own parent.
-    fn begins(self, start: u64) -> bool {
+    pub(crate) fn begins(self, start: u64) -> bool {
         self.parent_slot < start || (self.slot == 0 && self.parent_slot == 0 && start == 0)
     }
 }

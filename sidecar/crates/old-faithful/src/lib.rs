@@ -4,10 +4,36 @@
 
 #[cfg(feature = "fetch")]
 mod archive;
+#[cfg(feature = "fetch")]
+mod assembler;
+#[cfg(feature = "fetch")]
+mod bare;
+pub mod car;
+pub mod cbor;
 mod certificate;
+pub mod dataframe;
 mod error;
+#[cfg(feature = "fetch")]
+mod fetch;
+pub mod filter;
+pub mod index;
+#[cfg(feature = "fetch")]
+mod lookup;
 pub mod metadata;
 mod model;
+pub mod node;
+#[cfg(feature = "fetch")]
+mod place;
+mod protobuf;
+#[cfg(feature = "fetch")]
+mod scan;
+#[cfg(feature = "fetch")]
+mod scanner;
+#[cfg(feature = "fetch")]
+mod segment;
+#[cfg(feature = "fetch")]
+mod transaction;
+pub mod wire;
 
 #[cfg(feature = "fetch")]
 pub use archive::{Archive, ArchiveOptions};

@@ -1,8 +1,23 @@
-//! What executing a transaction left behind: the fields of `TransactionStatusMeta` that the reader's users need.
+//! What executing a transaction left behind: decompression, the formats it was stored in, and the fields that
+//! the reader's users need. Which transactions it is read for is decided in the scanner.
+//!
+//! Today's format is zstd of the protocol buffer `TransactionStatusMeta`. Some payloads are not compressed. The
+//! earliest epochs hold bincode instead; [`Format::of`] tells them apart, and such metadata counts as missing.
 
 use bytes::Bytes;
+use zstd::bulk::Decompressor;
+use zstd::zstd_safe::get_frame_content_size;
 
+use crate::dataframe::MAXIMUM_PAYLOAD_BYTES;
+use crate::error::Malformed;
 use crate::model::Pubkey;
+use crate::protobuf::Fields;
+
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// What is first tried for a frame that does not say how large its content is, in bytes.
+const UNKNOWN_CONTENT_BYTES: usize = 64 << 10;
+/// A buffer that grew larger is given back, in bytes.
+const KEPT_BUFFER_BYTES: usize = 4 << 20;
 
 /// A transaction's metadata.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -43,4 +58,224 @@ pub struct InnerInstruction {
     pub data: Bytes,
     /// The depth of the call, where recorded: 2 = called by a top-level instruction.
     pub stack_height: Option<u32>,
+}
+
+/// How metadata is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// There is none.
+    Absent,
+    /// The protocol buffer `TransactionStatusMeta`.
+    Protobuf,
+    /// Bincode of the early epochs, which this reader does not read yet.
+    Bincode,
+}
+
+impl Format {
+    /// The format of decompressed metadata. Bincode begins with the tag of a `Result`, 0 or 1, which no protocol
+    /// buffer does: its field numbers begin at 1.
+    #[must_use]
+    pub fn of(decompressed: &[u8]) -> Self {
+        match decompressed.first() {
+            None => Self::Absent,
+            Some(0 | 1) => Self::Bincode,
+            Some(_) => Self::Protobuf,
+        }
+    }
+}
+
+/// Metadata decompresses to more than [`MAXIMUM_PAYLOAD_BYTES`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("metadata of more than {MAXIMUM_PAYLOAD_BYTES} bytes")]
+pub struct TooLarge;
+
+/// Decompresses metadata, one after another, with one context and one buffer.
+pub struct Inflater {
+    context: Option<Decompressor<'static>>,
+    buffer: Vec<u8>,
+}
+
+impl std::fmt::Debug for Inflater {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Inflater").finish_non_exhaustive()
+    }
+}
+
+impl Default for Inflater {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Inflater {
+    /// Without a context yet: it is made when first needed.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            context: None,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// The bytes of a stored payload: decompressed, or as they are when they are no zstd.
+    pub fn inflate<'a>(&'a mut self, payload: &'a [u8]) -> Result<&'a [u8], TooLarge> {
+        if !payload.starts_with(&ZSTD_MAGIC) {
+            return Ok(payload);
+        }
+        if self.context.is_none() {
+            self.context = Decompressor::new().ok();
+        }
+        let Some(context) = self.context.as_mut() else {
+            return Ok(payload);
+        };
+        if self.buffer.capacity() > KEPT_BUFFER_BYTES {
+            self.buffer = Vec::new();
+        }
+        // The size in the header is a hint only: a second frame may follow the first.
+        let stated = match get_frame_content_size(payload) {
+            Ok(Some(size)) => usize::try_from(size).map_err(|_| TooLarge)?,
+            Ok(None) => UNKNOWN_CONTENT_BYTES,
+            Err(_) => return Ok(payload),
+        };
+        if stated > MAXIMUM_PAYLOAD_BYTES {
+            return Err(TooLarge);
+        }
+        let mut capacity = stated.max(64);
+        loop {
+            self.buffer.clear();
+            self.buffer.reserve(capacity);
+            let fault = match context.decompress_to_buffer(payload, &mut self.buffer) {
+                Ok(_) if self.buffer.len() > MAXIMUM_PAYLOAD_BYTES => return Err(TooLarge),
+                Ok(_) => return Ok(&self.buffer),
+                Err(fault) => fault,
+            };
+            // The crate reports only zstd's text for the cause.
+            if !fault.to_string().contains("too small") {
+                return Ok(payload);
+            }
+            if capacity > MAXIMUM_PAYLOAD_BYTES {
+                return Err(TooLarge);
+            }
+            capacity = (capacity * 4).min(MAXIMUM_PAYLOAD_BYTES + 1);
+        }
+    }
+}
+
+/// Finds the keys loaded from lookup tables, writable ones first, and calls `key` with each. Returns how many
+/// there were of either.
+pub fn loaded_keys<'a>(
+    protobuf: &'a [u8],
+    mut key: impl FnMut(&'a Pubkey),
+) -> Result<(usize, usize), Malformed> {
+    let mut counts = (0, 0);
+    for field in Fields::new(protobuf) {
+        let (number, value) = field?;
+        if number == 12 || number == 13 {
+            key(as_key(value.bytes()?)?);
+            if number == 12 {
+                // Fields are written in ascending order; any other would mix up the keys.
+                if counts.1 > 0 {
+                    return Err(Malformed::new(
+                        "the metadata's loaded keys are out of order",
+                        0,
+                    ));
+                }
+                counts.0 += 1;
+            } else {
+                counts.1 += 1;
+            }
+        }
+    }
+    Ok(counts)
+}
+
+fn as_key(bytes: &[u8]) -> Result<&Pubkey, Malformed> {
+    bytes
+        .try_into()
+        .map_err(|_| Malformed::new("a loaded key of the metadata does not have 32 bytes", 0))
+}
+
+impl Metadata {
+    /// Reads a `TransactionStatusMeta`. Fields borrow from `protobuf`, which stays alive with them.
+    pub fn parse(protobuf: &Bytes) -> Result<Self, Malformed> {
+        let mut metadata = Self::default();
+        let mut logs = Vec::new();
+        let mut without_logs = false;
+        for field in Fields::new(protobuf) {
+            let (number, value) = field?;
+            match number {
+                1 => metadata.err = Some(error_bytes(protobuf, value.bytes()?)?),
+                2 => metadata.fee = value.number()?,
+                5 => {
+                    let inner = inner_instructions(protobuf, value.bytes()?)?;
+                    metadata.inner_instructions.push(inner);
+                }
+                6 => logs.push(protobuf.slice_ref(value.bytes()?)),
+                11 => without_logs = value.number()? != 0,
+                12 => metadata.loaded_writable.push(*as_key(value.bytes()?)?),
+                13 => metadata.loaded_readonly.push(*as_key(value.bytes()?)?),
+                16 => metadata.compute_units = Some(value.number()?),
+                _ => {}
+            }
+        }
+        metadata.logs = if without_logs && logs.is_empty() {
+            None
+        } else {
+            Some(logs)
+        };
+        Ok(metadata)
+    }
+}
+
+/// `TransactionError { 1: bytes }`.
+fn error_bytes(whole: &Bytes, message: &[u8]) -> Result<Bytes, Malformed> {
+    let mut error = Bytes::new();
+    for field in Fields::new(message) {
+        if let (1, value) = field? {
+            error = whole.slice_ref(value.bytes()?);
+        }
+    }
+    Ok(error)
+}
+
+/// `InnerInstructions { 1: index, 2: repeated InnerInstruction }`.
+fn inner_instructions(whole: &Bytes, message: &[u8]) -> Result<InnerInstructions, Malformed> {
+    let mut index = 0;
+    let mut instructions = Vec::new();
+    for field in Fields::new(message) {
+        match field? {
+            (1, value) => index = narrow(value.number()?)?,
+            (2, value) => instructions.push(inner_instruction(whole, value.bytes()?)?),
+            _ => {}
+        }
+    }
+    Ok(InnerInstructions {
+        index,
+        instructions,
+    })
+}
+
+/// `InnerInstruction { 1: program_id_index, 2: accounts, 3: data, 4: optional stack_height }`.
+fn inner_instruction(whole: &Bytes, message: &[u8]) -> Result<InnerInstruction, Malformed> {
+    let mut instruction = InnerInstruction {
+        program_index: 0,
+        accounts: Bytes::new(),
+        data: Bytes::new(),
+        stack_height: None,
+    };
+    for field in Fields::new(message) {
+        match field? {
+            (1, value) => instruction.program_index = narrow(value.number()?)?,
+            (2, value) => instruction.accounts = whole.slice_ref(value.bytes()?),
+            (3, value) => instruction.data = whole.slice_ref(value.bytes()?),
+            (4, value) => instruction.stack_height = u32::try_from(value.number()?).ok(),
+            _ => {}
+        }
+    }
+    Ok(instruction)
+}
+
+fn narrow(number: u64) -> Result<u8, Malformed> {
+    u8::try_from(number)
+        .map_err(|_| Malformed::new("an index of the metadata does not fit into a byte", 0))
 }

@@ -1,0 +1,246 @@
+//! A range of a file, as its bytes arrive. What ends early or breaks is asked for again from the exact byte, a
+//! bounded number of times; a file that changed in between is an error.
+
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+
+use super::{Fault, Identity, Opened, Source, Store, fault};
+use crate::error::ArchiveError;
+
+/// Read from a local file at once, in bytes.
+const FILE_READ_BYTES: u64 = 512 << 10;
+/// Progress that makes earlier faults forgotten, in bytes: a server that closes every connection after a while
+/// can still be read, one that sends next to nothing cannot.
+const PROGRESS_BYTES: u64 = 1 << 20;
+/// The longest wait between attempts, in milliseconds.
+const LONGEST_BACKOFF_MS: u64 = 10_000;
+/// What HTTP clients say of a body that ended before its stated length.
+const EARLY_END_TEXTS: [&str; 2] = [
+    "end of file before message length reached",
+    "connection closed before message completed",
+];
+
+/// The bytes last read.
+enum Current {
+    Bytes(Bytes),
+    /// In `buffer`, this many.
+    Buffer(usize),
+}
+
+/// Reads a range front to back.
+pub(crate) struct RangeReader {
+    store: Arc<Store>,
+    file: Arc<str>,
+    identity: Option<Identity>,
+    at: u64,
+    end: u64,
+    source: Option<Source>,
+    attempts: u32,
+    progress: u64,
+    current: Current,
+    buffer: Vec<u8>,
+}
+
+/// What interrupted the bytes.
+enum Interruption {
+    EarlyEnd,
+    Other(String),
+}
+
+impl RangeReader {
+    /// Reads `range` of a file. With an identity, the file must have it; without one, the range is cut at the
+    /// file's end when the first answer tells it.
+    pub(crate) fn new(
+        store: Arc<Store>,
+        file: &str,
+        range: Range<u64>,
+        identity: Option<Identity>,
+    ) -> Self {
+        Self {
+            store,
+            file: file.into(),
+            identity,
+            at: range.start,
+            end: range.end,
+            source: None,
+            attempts: 0,
+            progress: 0,
+            current: Current::Buffer(0),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// What identifies the file, once it has answered.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.identity.clone()
+    }
+
+    /// Whether the file exists. Asks for the range.
+    pub(crate) async fn exists(&mut self) -> Result<bool, ArchiveError> {
+        while self.source.is_none() && self.at < self.end {
+            match self.store.request(&self.file, self.at..self.end).await {
+                Ok(opened) => self.accept(opened)?,
+                Err(Fault::Missing) => return Ok(false),
+                Err(Fault::Refused(reason)) => return Err(self.failed(reason)),
+                Err(Fault::Passing(reason)) => {
+                    self.interrupted(Interruption::Other(reason)).await?;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// The next bytes, or `None` at the end of the range.
+    pub(crate) async fn next(&mut self) -> Result<Option<&[u8]>, ArchiveError> {
+        loop {
+            if self.at >= self.end {
+                return Ok(None);
+            }
+            if !self.exists().await? {
+                return Err(self.failed("it is not there".to_owned()));
+            }
+            let count = match self.source.take() {
+                Some(Source::File(file)) => self.read_file(file).await?,
+                Some(Source::Stream(mut stream)) => {
+                    let limit = self.store.options.read_timeout();
+                    let received = match tokio::time::timeout(limit, stream.next()).await {
+                        Ok(Some(Ok(bytes))) => Ok(bytes),
+                        Ok(Some(Err(error))) => Err(broken(&error)),
+                        Ok(None) => Err(Interruption::EarlyEnd),
+                        Err(_) => Err(Interruption::Other("no bytes came in time".to_owned())),
+                    };
+                    match received {
+                        Ok(bytes) => {
+                            self.source = Some(Source::Stream(stream));
+                            let count = bytes.len();
+                            self.current = Current::Bytes(bytes);
+                            count
+                        }
+                        Err(interruption) => {
+                            self.interrupted(interruption).await?;
+                            continue;
+                        }
+                    }
+                }
+                None => continue,
+            };
+            if count as u64 > self.end - self.at {
+                return Err(self.failed("more bytes came than were asked for".to_owned()));
+            }
+            if count > 0 {
+                self.at += count as u64;
+                self.progress += count as u64;
+                if self.progress >= PROGRESS_BYTES {
+                    self.attempts = 0;
+                }
+                break;
+            }
+        }
+        Ok(Some(match &self.current {
+            Current::Bytes(bytes) => bytes,
+            Current::Buffer(count) => &self.buffer[..*count],
+        }))
+    }
+
+    fn accept(&mut self, opened: Opened) -> Result<(), ArchiveError> {
+        if let Some(identity) = &self.identity {
+            if let Some(reason) = identity.difference(&opened.identity) {
+                return Err(ArchiveError::ObjectChanged {
+                    file: self.file.to_string(),
+                    reason,
+                });
+            }
+        } else {
+            self.end = self.end.min(opened.identity.size);
+            self.identity = Some(opened.identity);
+        }
+        if opened.range != (self.at..self.end) {
+            return Err(self.failed("another range came than was asked for".to_owned()));
+        }
+        self.source = Some(opened.source);
+        Ok(())
+    }
+
+    /// Reads from a local file, away from the threads that serve connections.
+    async fn read_file(&mut self, mut file: std::fs::File) -> Result<usize, ArchiveError> {
+        let at = self.at;
+        let wanted = usize::try_from((self.end - at).min(FILE_READ_BYTES)).unwrap_or_default();
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let read = tokio::task::spawn_blocking(move || {
+            buffer.resize(wanted, 0);
+            let count = file
+                .seek(SeekFrom::Start(at))
+                .and_then(|_| file.read(&mut buffer));
+            (file, buffer, count)
+        });
+        let (file, buffer, count) = read.await.map_err(|error| self.failed(error.to_string()))?;
+        self.buffer = buffer;
+        match count {
+            Ok(0) => {
+                self.interrupted(Interruption::EarlyEnd).await?;
+                Ok(0)
+            }
+            Ok(count) => {
+                self.source = Some(Source::File(file));
+                self.current = Current::Buffer(count);
+                Ok(count)
+            }
+            Err(error) => Err(self.failed(error.to_string())),
+        }
+    }
+
+    fn failed(&self, reason: String) -> ArchiveError {
+        ArchiveError::FetchFailed {
+            file: self.file.to_string(),
+            offset: self.at,
+            attempts: self.attempts + 1,
+            reason,
+        }
+    }
+
+    /// Waits before the next attempt, or gives up.
+    async fn interrupted(&mut self, interruption: Interruption) -> Result<(), ArchiveError> {
+        self.source = None;
+        self.progress = 0;
+        if self.attempts >= self.store.options.retries {
+            return Err(match interruption {
+                Interruption::Other(reason) => self.failed(reason),
+                Interruption::EarlyEnd => ArchiveError::EarlyEof {
+                    file: self.file.to_string(),
+                    offset: self.at,
+                    expected: self.end,
+                    attempts: self.attempts + 1,
+                },
+            });
+        }
+        let doubled = self.store.options.backoff_ms << self.attempts.min(16);
+        let longest = doubled.clamp(1, LONGEST_BACKOFF_MS);
+        self.attempts += 1;
+        tokio::time::sleep(Duration::from_millis(longest / 2 + jitter(longest / 2))).await;
+        Ok(())
+    }
+}
+
+fn broken(error: &object_store::Error) -> Interruption {
+    match fault(error) {
+        Fault::Passing(reason) | Fault::Refused(reason) => {
+            if EARLY_END_TEXTS.iter().any(|text| reason.contains(text)) {
+                Interruption::EarlyEnd
+            } else {
+                Interruption::Other(reason)
+            }
+        }
+        Fault::Missing => Interruption::Other("it is not there".to_owned()),
+    }
+}
+
+/// A number below `limit` that differs from one process and call to the next: all the chance that waiting needs.
+fn jitter(limit: u64) -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0) % limit.max(1)
+}

@@ -1,0 +1,83 @@
+//! Which programs a key is. A table of first bytes dismisses most keys with one load.
+
+use crate::model::Pubkey;
+
+/// The programs looked for.
+#[derive(Debug)]
+pub struct ProgramFilter {
+    /// Sorted, with each program's place in the request.
+    programs: Vec<(Pubkey, u16)>,
+    first_bytes: [bool; 256],
+}
+
+impl ProgramFilter {
+    /// Looks for `programs`. Of a program named twice the first place counts; places beyond `u16::MAX` are none.
+    #[must_use]
+    pub fn new(programs: &[Pubkey]) -> Self {
+        let mut sorted: Vec<(Pubkey, u16)> = programs.iter().copied().zip(0..=u16::MAX).collect();
+        sorted.sort_unstable();
+        sorted.dedup_by_key(|(program, _)| *program);
+        let mut first_bytes = [false; 256];
+        for (program, _) in &sorted {
+            first_bytes[usize::from(program[0])] = true;
+        }
+        Self {
+            programs: sorted,
+            first_bytes,
+        }
+    }
+
+    /// Whether no program is looked for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.programs.is_empty()
+    }
+
+    /// The place of `key` in the request's programs.
+    #[inline]
+    #[must_use]
+    pub fn place(&self, key: &Pubkey) -> Option<u16> {
+        if !self.first_bytes[usize::from(key[0])] {
+            return None;
+        }
+        let found = self
+            .programs
+            .binary_search_by(|(program, _)| program.cmp(key));
+        found.ok().map(|at| self.programs[at].1)
+    }
+}
+
+/// The programs that one transaction mentions; reused from one transaction to the next.
+#[derive(Debug, Default)]
+pub struct Mentions {
+    /// Place in the request, and whether only loaded keys mention it.
+    found: Vec<(u16, bool)>,
+}
+
+impl Mentions {
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.found.clear();
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// Looks at a key. Static keys come before loaded ones.
+    #[inline]
+    pub fn look(&mut self, filter: &ProgramFilter, key: &Pubkey, loaded: bool) {
+        if let Some(place) = filter.place(key)
+            && self.found.iter().all(|(seen, _)| *seen != place)
+        {
+            self.found.push((place, loaded));
+        }
+    }
+
+    /// The places in ascending order, and for each whether only loaded keys mention it.
+    pub fn sorted(&mut self) -> (Vec<u16>, Vec<bool>) {
+        self.found.sort_unstable();
+        self.found.iter().copied().unzip()
+    }
+}

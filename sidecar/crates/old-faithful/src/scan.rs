@@ -1,0 +1,394 @@
+//! A scan of a slot range: segments planned from the slot indexes, a few of them read at once over their own
+//! connections, their blocks handed on in ascending order. Memory is bounded by the segments in flight; dropping
+//! the stream ends everything.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::Stream;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+
+use crate::archive::{Archive, EpochFiles, MAXIMUM_SLOT};
+use crate::assembler::Assembler;
+use crate::certificate::{BlockLink, IndexKind};
+use crate::error::ArchiveError;
+use crate::filter::ProgramFilter;
+use crate::index::ListedBlock;
+use crate::model::{SLOTS_PER_EPOCH, ScanEvent, ScanRequest, SlotRange, Verify};
+use crate::place::Place;
+use crate::scanner::{BlockScanner, ScannedBlock};
+use crate::segment::{Segment, SegmentReader};
+
+/// Blocks of one segment that wait for the consumer, at most.
+const WAITING_BLOCKS: usize = 1024;
+/// Memory that the matches of one segment hold while they wait for the consumer, at most, in bytes. A single
+/// block may hold more.
+const WAITING_BYTES: u32 = 16 << 20;
+/// Segments in flight per connection: those that are read, and those that wait for one before them.
+const SEGMENTS_PER_CONNECTION: usize = 2;
+
+/// The events of a scan.
+pub(crate) fn stream(
+    archive: Archive,
+    request: ScanRequest,
+) -> impl Stream<Item = Result<ScanEvent, ArchiveError>> + Send + 'static {
+    futures::stream::unfold(Some(Scan::new(archive, request)), async |scan| {
+        let mut scan = scan?;
+        match scan.next().await {
+            Ok(Some(event)) => Some((Ok(event), Some(scan))),
+            Ok(None) => None,
+            Err(error) => Some((Err(error), None)),
+        }
+    })
+}
+
+/// A block, and the right to hold its memory.
+type Waiting = (ScannedBlock, Option<OwnedSemaphorePermit>);
+
+/// A segment that is being read.
+struct InFlight {
+    segment: Arc<Segment>,
+    /// Blocks handed on so far.
+    handed_on: usize,
+    blocks: Receiver<Result<Waiting, ArchiveError>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What every segment's task needs.
+struct Shared {
+    archive: Archive,
+    filter: Arc<ProgramFilter>,
+    verify: Verify,
+    /// Scanners not in use, with what they learned.
+    scanners: Mutex<Vec<BlockScanner>>,
+}
+
+impl Shared {
+    fn take_scanner(&self, car: &Arc<str>) -> BlockScanner {
+        let spare = self
+            .scanners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        spare.unwrap_or_else(|| {
+            BlockScanner::new(Arc::clone(car), Arc::clone(&self.filter), self.verify)
+        })
+    }
+
+    fn give_back(&self, scanner: BlockScanner) {
+        self.scanners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(scanner);
+    }
+}
+
+struct Scan {
+    shared: Arc<Shared>,
+    assembler: Assembler,
+    plan: Plan,
+    connections: Arc<Semaphore>,
+    window: usize,
+    in_flight: VecDeque<InFlight>,
+    finished: bool,
+}
+
+impl Scan {
+    fn new(archive: Archive, request: ScanRequest) -> Self {
+        let connections = archive.store.options.connections.clamp(1, 256);
+        let ScanRequest {
+            range,
+            programs,
+            verify,
+            checkpoint_slots,
+        } = request;
+        Self {
+            shared: Arc::new(Shared {
+                archive: archive.clone(),
+                filter: Arc::new(ProgramFilter::new(&programs)),
+                verify,
+                scanners: Mutex::new(Vec::new()),
+            }),
+            assembler: Assembler::new(
+                programs,
+                checkpoint_slots,
+                range.start,
+                IndexKind::SlotRanges,
+                verify,
+            ),
+            plan: Plan {
+                archive,
+                range,
+                next_slot: range.start,
+                epoch: None,
+            },
+            connections: Arc::new(Semaphore::new(connections)),
+            window: connections * SEGMENTS_PER_CONNECTION,
+            in_flight: VecDeque::new(),
+            finished: false,
+        }
+    }
+
+    /// The next event; `None` after the last.
+    async fn next(&mut self) -> Result<Option<ScanEvent>, ArchiveError> {
+        loop {
+            if let Some(event) = self.assembler.next_event() {
+                return Ok(Some(event));
+            }
+            if self.finished {
+                return Ok(None);
+            }
+            self.advance().await?;
+        }
+    }
+
+    /// Begins a segment, takes a block, or ends the scan.
+    async fn advance(&mut self) -> Result<(), ArchiveError> {
+        self.plan.check()?;
+        let may_begin = !self.plan.is_done() && self.in_flight.len() < self.window;
+        let Some(front) = self.in_flight.front_mut() else {
+            if may_begin {
+                let permit = Arc::clone(&self.connections).acquire_owned().await.ok();
+                return self.begin_segment(permit).await;
+            }
+            return self.finish().await;
+        };
+        tokio::select! {
+            biased;
+            permit = Arc::clone(&self.connections).acquire_owned(), if may_begin => {
+                self.begin_segment(permit.ok()).await
+            }
+            received = front.blocks.recv() => match received {
+                Some(Ok((block, _memory))) => self.take_block(block),
+                Some(Err(error)) => Err(error),
+                None => self.end_segment(),
+            }
+        }
+    }
+
+    async fn begin_segment(
+        &mut self,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), ArchiveError> {
+        let Some(segment) = self.plan.next_segment().await? else {
+            return Ok(());
+        };
+        let segment = Arc::new(segment);
+        let (sender, blocks) = channel(WAITING_BLOCKS);
+        let reading = read_segment(
+            Arc::clone(&self.shared),
+            Arc::clone(&segment),
+            sender,
+            permit,
+        );
+        self.in_flight.push_back(InFlight {
+            segment,
+            handed_on: 0,
+            blocks,
+            task: tokio::spawn(reading),
+        });
+        Ok(())
+    }
+
+    fn take_block(&mut self, block: ScannedBlock) -> Result<(), ArchiveError> {
+        let Some(front) = self.in_flight.front_mut() else {
+            return Ok(());
+        };
+        let place = Place {
+            car: &front.segment.epoch.car,
+            slot: Some(block.block.slot),
+            offset: block.offset,
+        };
+        let listed = front.segment.blocks.get(front.handed_on);
+        let Some(listed) = listed.filter(|listed| listed.slot == block.block.slot) else {
+            return Err(place.chain(block.block.slot, "the slot index does not list it here"));
+        };
+        front.handed_on += 1;
+        self.assembler.expect(listed.slot)?;
+        self.assembler
+            .block(block, u64::from(listed.length), &place)
+    }
+
+    /// The front segment's task has ended: all its blocks must have come.
+    fn end_segment(&mut self) -> Result<(), ArchiveError> {
+        match self.in_flight.pop_front() {
+            Some(front) if front.handed_on < front.segment.blocks.len() => Err(ArchiveError::Io {
+                file: front.segment.epoch.car.to_string(),
+                reason: "the task that reads it ended without a result".to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Everything was read: looks for the first block after the range.
+    async fn finish(&mut self) -> Result<(), ArchiveError> {
+        let tail = self.read_tail().await?;
+        let end = self.plan.range.end;
+        match &tail {
+            Some((epoch, block)) => {
+                let link = BlockLink {
+                    slot: block.block.slot,
+                    parent_slot: block.block.parent_slot,
+                };
+                let place = Place {
+                    car: &epoch.car,
+                    slot: Some(link.slot),
+                    offset: block.offset,
+                };
+                self.assembler.finish(end, Some((link, &place)))?;
+            }
+            None => self.assembler.finish(end, None)?,
+        }
+        self.finished = true;
+        Ok(())
+    }
+
+    /// The first block at or after the end of the range, read whole; `None` when the archive has none yet.
+    async fn read_tail(&self) -> Result<Option<(Arc<EpochFiles>, ScannedBlock)>, ArchiveError> {
+        let Some((epoch, listed)) = self.plan.first_block_after().await? else {
+            return Ok(None);
+        };
+        let nothing = Arc::new(ProgramFilter::new(&[]));
+        let scanner = BlockScanner::new(Arc::clone(&epoch.car), nothing, self.shared.verify);
+        let segment = Segment {
+            epoch: Arc::clone(&epoch),
+            blocks: vec![listed],
+        };
+        let store = Arc::clone(&self.shared.archive.store);
+        let mut reader = SegmentReader::new(store, Arc::new(segment), scanner);
+        let block = reader.next().await?;
+        Ok(block.map(|block| (epoch, block)))
+    }
+}
+
+/// Reads a segment and sends its blocks. Ends when nobody wants them any more.
+async fn read_segment(
+    shared: Arc<Shared>,
+    segment: Arc<Segment>,
+    blocks: Sender<Result<Waiting, ArchiveError>>,
+    connection: Option<OwnedSemaphorePermit>,
+) {
+    let memory = Arc::new(Semaphore::new(WAITING_BYTES as usize));
+    let scanner = shared.take_scanner(&segment.epoch.car);
+    let store = Arc::clone(&shared.archive.store);
+    let mut reader = SegmentReader::new(store, segment, scanner);
+    loop {
+        match reader.next().await {
+            Ok(Some(block)) => {
+                let bytes = u32::try_from(block.matched_bytes).unwrap_or(WAITING_BYTES);
+                let memory = Arc::clone(&memory);
+                let permit = memory.acquire_many_owned(bytes.min(WAITING_BYTES)).await;
+                if blocks.send(Ok((block, permit.ok()))).await.is_err() {
+                    return;
+                }
+            }
+            Ok(None) => break,
+            Err(error) => {
+                // Without a receiver nobody is left to tell.
+                let _ = blocks.send(Err(error)).await;
+                return;
+            }
+        }
+    }
+    shared.give_back(reader.into_scanner());
+    drop(connection);
+}
+
+/// Which segments a range has. Epochs are opened one after another, when they are reached.
+struct Plan {
+    archive: Archive,
+    range: SlotRange,
+    next_slot: u64,
+    epoch: Option<Arc<EpochFiles>>,
+}
+
+impl Plan {
+    fn is_done(&self) -> bool {
+        self.next_slot >= self.range.end
+    }
+
+    /// Refuses a range that ends before it begins, or beyond all epochs.
+    fn check(&self) -> Result<(), ArchiveError> {
+        if self.range.start > self.range.end || self.range.end > MAXIMUM_SLOT {
+            return Err(ArchiveError::Io {
+                file: format!("slots {}..{}", self.range.start, self.range.end),
+                reason: format!(
+                    "not a range of slots: it must not end before it begins, nor after slot {MAXIMUM_SLOT}"
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    async fn open(&self, epoch: u64) -> Result<Arc<EpochFiles>, ArchiveError> {
+        match &self.epoch {
+            Some(open) if open.epoch == epoch => Ok(Arc::clone(open)),
+            _ => self.archive.epoch(epoch).await,
+        }
+    }
+
+    /// The next segment of the range; `None` when there is no further one.
+    async fn next_segment(&mut self) -> Result<Option<Segment>, ArchiveError> {
+        while !self.is_done() {
+            let number = self.next_slot / SLOTS_PER_EPOCH;
+            let epoch = self.open(number).await?;
+            self.epoch = Some(Arc::clone(&epoch));
+            let blocks = self.run_of_blocks(&epoch);
+            if let Some(last) = blocks.last() {
+                self.next_slot = last.slot + 1;
+                return Ok(Some(Segment { epoch, blocks }));
+            }
+            self.next_slot = (number + 1) * SLOTS_PER_EPOCH;
+        }
+        Ok(None)
+    }
+
+    /// Blocks from `next_slot` on that lie next to each other, up to a segment's size.
+    fn run_of_blocks(&self, epoch: &EpochFiles) -> Vec<ListedBlock> {
+        let limit = self.archive.store.options.segment_bytes;
+        let mut blocks: Vec<ListedBlock> = Vec::new();
+        let (mut bytes, mut slot) = (0, self.next_slot);
+        while let Some(block) = epoch.index.next_block(slot) {
+            let adjoins = blocks.last().is_none_or(|last| last.end() == block.offset);
+            if block.slot >= self.range.end || !adjoins || (bytes >= limit && !blocks.is_empty()) {
+                break;
+            }
+            bytes += u64::from(block.length);
+            slot = block.slot + 1;
+            blocks.push(block);
+        }
+        blocks
+    }
+
+    /// The first block at or after the range's end, in this epoch or a later one; `None` when the archive does
+    /// not have it. A later epoch whose index does not fit its CAR file is on its way.
+    async fn first_block_after(
+        &self,
+    ) -> Result<Option<(Arc<EpochFiles>, ListedBlock)>, ArchiveError> {
+        let end = self.range.end;
+        let needed = end.saturating_sub(1).max(self.range.start) / SLOTS_PER_EPOCH;
+        for number in end / SLOTS_PER_EPOCH.. {
+            let epoch = match self.open(number).await {
+                Ok(epoch) => epoch,
+                Err(ArchiveError::EpochNotFound { .. } | ArchiveError::IndexInvalid { .. })
+                    if number > needed || self.range.is_empty() =>
+                {
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            };
+            if let Some(block) = epoch.index.next_block(end) {
+                return Ok(Some((epoch, block)));
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,261 @@
+//! Sections in, whole blocks out: checks that every block is made of exactly the entries and transactions before
+//! it, and holds its matches until it is known whole. No input or output here; how blocks chain belongs in
+//! [`assembler`](crate::assembler).
+
+use std::sync::Arc;
+
+use crate::car::Section;
+use crate::dataframe::{Frames, hash_matches, section_hash};
+use crate::error::ArchiveError;
+use crate::filter::ProgramFilter;
+use crate::model::{Block, MatchedTransaction, SLOTS_PER_EPOCH, Verify};
+use crate::node::{BlockNode, EntryNode, Kind, TransactionNode};
+use crate::place::Place;
+use crate::transaction::{Position, TransactionReader};
+
+/// `DataFrame` sections kept for one block at most, in bytes. The rewards of an epoch's first block are the most
+/// that real ones have.
+const MAXIMUM_FRAME_BYTES: usize = 256 << 20;
+/// Memory that the matches of one block may take, in bytes: about 50 times a full block.
+const MAXIMUM_MATCHED_BYTES: usize = 512 << 20;
+
+/// What was counted in a block.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct BlockCounts {
+    pub(crate) transactions: u64,
+    pub(crate) votes: u64,
+    pub(crate) entries: u64,
+    pub(crate) missing_metadata: u64,
+    pub(crate) unresolved_lookups: u64,
+    pub(crate) cids_verified: u64,
+}
+
+/// A whole block.
+#[derive(Debug)]
+pub(crate) struct ScannedBlock {
+    pub(crate) block: Block,
+    pub(crate) counts: BlockCounts,
+    /// Where its Block section begins in the file.
+    pub(crate) offset: u64,
+    /// The first byte after its Block section.
+    pub(crate) end: u64,
+    /// Roughly the memory that its matches hold, in bytes.
+    pub(crate) matched_bytes: usize,
+}
+
+/// Makes blocks of sections.
+#[derive(Debug)]
+pub(crate) struct BlockScanner {
+    car: Arc<str>,
+    verify: Verify,
+    transactions: TransactionReader,
+    /// The slot of the block that is being read, as soon as something names it.
+    slot: Option<u64>,
+    frames: Frames,
+    /// Hashes of the Transaction sections of this block, and how many of them entries have claimed.
+    transaction_hashes: Vec<[u8; 32]>,
+    claimed: usize,
+    /// Hashes of the Entry sections of this block.
+    entry_hashes: Vec<[u8; 32]>,
+    matches: Vec<MatchedTransaction>,
+    matched_bytes: usize,
+    counts: BlockCounts,
+}
+
+impl BlockScanner {
+    pub(crate) fn new(car: Arc<str>, filter: Arc<ProgramFilter>, verify: Verify) -> Self {
+        Self {
+            car,
+            verify,
+            transactions: TransactionReader::new(filter, verify),
+            slot: None,
+            frames: Frames::default(),
+            transaction_hashes: Vec::new(),
+            claimed: 0,
+            entry_hashes: Vec::new(),
+            matches: Vec::new(),
+            matched_bytes: 0,
+            counts: BlockCounts::default(),
+        }
+    }
+
+    /// Begins anew with another file, or another place of it. What was learned stays.
+    pub(crate) fn restart(&mut self, car: &Arc<str>) {
+        self.car = Arc::clone(car);
+        self.matches.clear();
+        self.begin_block();
+    }
+
+    /// The slot of the block whose sections follow, for errors before anything names it.
+    pub(crate) fn expect(&mut self, slot: u64) {
+        self.slot = Some(slot);
+    }
+
+    /// Whether sections of a block were read, but not its end.
+    pub(crate) fn is_inside_block(&self) -> bool {
+        !self.transaction_hashes.is_empty()
+            || !self.entry_hashes.is_empty()
+            || !self.frames.is_empty()
+    }
+
+    /// Sections hashed since the last block.
+    pub(crate) fn cids_since_block(&self) -> u64 {
+        self.counts.cids_verified
+    }
+
+    /// Takes the next section; a block, when it was its last.
+    pub(crate) fn section(
+        &mut self,
+        section: &Section<'_>,
+    ) -> Result<Option<ScannedBlock>, ArchiveError> {
+        let car = Arc::clone(&self.car);
+        let place = Place {
+            car: &car,
+            slot: self.slot,
+            offset: section.offset,
+        };
+        let kind = Kind::of(section.node).map_err(|fault| place.node(fault))?;
+        let hashed = match self.verify {
+            Verify::Full => true,
+            Verify::Matched => matches!(kind, Kind::Block | Kind::Entry),
+            Verify::Off => false,
+        };
+        if hashed {
+            if !hash_matches(section.hash, section.node) {
+                return Err(place.cid());
+            }
+            self.counts.cids_verified += 1;
+        }
+        match kind {
+            Kind::Transaction => self.transaction(section, &place)?,
+            Kind::Entry => self.entry(section, &place)?,
+            Kind::Block => return self.block(section, &place).map(Some),
+            Kind::DataFrame => {
+                let bytes = self.frames.insert(*section.hash, section.node);
+                if bytes > MAXIMUM_FRAME_BYTES {
+                    let limit = MAXIMUM_FRAME_BYTES as u64;
+                    return Err(place.too_large("a block's frames", bytes as u64, limit));
+                }
+            }
+            Kind::Rewards | Kind::Subset | Kind::Epoch => {}
+        }
+        Ok(None)
+    }
+
+    fn transaction(
+        &mut self,
+        section: &Section<'_>,
+        place: &Place<'_>,
+    ) -> Result<(), ArchiveError> {
+        let node = TransactionNode::parse(section.node).map_err(|fault| place.node(fault))?;
+        let slot = *self.slot.get_or_insert(node.slot);
+        if node.slot != slot {
+            let reason = format!("a transaction of slot {} lies in this block", node.slot);
+            return Err(place.chain(slot, reason));
+        }
+        let index = self.transaction_hashes.len();
+        if node.index.is_some_and(|stored| stored != index as u64) {
+            let stored = node.index.unwrap_or_default();
+            let reason = format!(
+                "its transaction number {index}, counted from 0, says that it is number {stored}"
+            );
+            return Err(place.chain(slot, reason));
+        }
+        let position = Position {
+            index: u32::try_from(index)
+                .map_err(|_| place.node("a block has more transactions than can be counted"))?,
+            epoch: u32::try_from(slot / SLOTS_PER_EPOCH)
+                .map_err(|_| place.node("a slot is impossibly high"))?,
+        };
+        let outcome = self
+            .transactions
+            .read(section, &node, position, &self.frames, place)?;
+        self.transaction_hashes.push(*section.hash);
+        self.counts.transactions += 1;
+        self.counts.votes += u64::from(outcome.vote);
+        self.counts.missing_metadata += u64::from(outcome.missing_metadata);
+        self.counts.unresolved_lookups += u64::from(outcome.unresolved);
+        self.counts.cids_verified += outcome.cids_verified;
+        self.matched_bytes += outcome.matched_bytes;
+        if self.matched_bytes > MAXIMUM_MATCHED_BYTES {
+            let (bytes, limit) = (self.matched_bytes as u64, MAXIMUM_MATCHED_BYTES as u64);
+            return Err(place.too_large("a block's matched transactions", bytes, limit));
+        }
+        self.matches.extend(outcome.matched);
+        Ok(())
+    }
+
+    fn entry(&mut self, section: &Section<'_>, place: &Place<'_>) -> Result<(), ArchiveError> {
+        let node = EntryNode::parse(section.node).map_err(|fault| place.node(fault))?;
+        for cid in &node.transactions {
+            if self.transaction_hashes.get(self.claimed) != section_hash(cid) {
+                return Err(place.chain(
+                    place.slot.or(self.slot).unwrap_or_default(),
+                    format!(
+                        "entry {} lists a transaction that is not the one that comes next, number {}",
+                        self.entry_hashes.len(),
+                        self.claimed
+                    ),
+                ));
+            }
+            self.claimed += 1;
+        }
+        self.entry_hashes.push(*section.hash);
+        self.counts.entries += 1;
+        Ok(())
+    }
+
+    fn block(
+        &mut self,
+        section: &Section<'_>,
+        place: &Place<'_>,
+    ) -> Result<ScannedBlock, ArchiveError> {
+        let node = BlockNode::parse(section.node).map_err(|fault| place.node(fault))?;
+        let slot = self.slot.unwrap_or(node.slot);
+        if node.slot != slot {
+            return Err(place.chain(slot, format!("its Block node says slot {}", node.slot)));
+        }
+        let read = self.transaction_hashes.len();
+        if self.claimed != read {
+            let reason = format!(
+                "its entries list {} transactions, {read} were read",
+                self.claimed
+            );
+            return Err(place.chain(slot, reason));
+        }
+        let listed = node.entries.iter().map(section_hash);
+        if !listed.eq(self.entry_hashes.iter().map(Some)) {
+            let reason = format!(
+                "it lists {} entries, which are not the {} that were read",
+                node.entries.len(),
+                self.entry_hashes.len()
+            );
+            return Err(place.chain(slot, reason));
+        }
+        let block = ScannedBlock {
+            block: Block {
+                slot,
+                parent_slot: node.parent_slot,
+                block_time: node.block_time,
+                block_height: node.block_height,
+                matches: std::mem::take(&mut self.matches),
+            },
+            counts: self.counts,
+            offset: section.offset,
+            end: section.offset + section.length,
+            matched_bytes: self.matched_bytes,
+        };
+        self.begin_block();
+        Ok(block)
+    }
+
+    fn begin_block(&mut self) {
+        self.slot = None;
+        self.frames.clear();
+        self.transaction_hashes.clear();
+        self.claimed = 0;
+        self.entry_hashes.clear();
+        self.matched_bytes = 0;
+        self.counts = BlockCounts::default();
+    }
+}
