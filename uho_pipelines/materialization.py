@@ -380,7 +380,7 @@ def _fail_apart(
     error: BaseException,
     counts: dict[str, Any] | None,
 ) -> None:
-    """Tell the ledger that an attempt failed, over a connection of its own; where that fails, the error itself tells."""
+    """Tell the ledger that an attempt failed, over a connection of its own; if that fails, the error tells."""
     text = redact(str(error) or type(error).__name__)
     try:
         with connect(url, application_name=f"{APPLICATION} {stage} {chunk.key}") as connection:

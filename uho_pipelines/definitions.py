@@ -1,0 +1,159 @@
+"""The one Definitions object: everything that Dagster shows, read from top to bottom.
+
+What belongs here: putting together. `build_definitions(settings)` is what tests call with other settings; `defs` is
+what Dagster loads. The sidecar need not run for that; the ledger must answer where a warehouse is set.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterable
+
+import dagster as dg
+import psycopg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from uho_pipelines.archive import ArchiveStreamError, archive_tip
+from uho_pipelines.assets import (
+    archive_asset,
+    events_asset,
+    events_key,
+    idl_asset,
+    records_asset,
+    records_key,
+    scan_groups,
+)
+from uho_pipelines.chunks import SLOTS_PER_EPOCH
+from uho_pipelines.decoding import decoder_for
+from uho_pipelines.errors import UhoError
+from uho_pipelines.redaction import redact
+from uho_pipelines.registry import Program, ProgramFault, ProgramRefusedError, load_registry
+from uho_pipelines.settings import Settings, load_settings
+from uho_pipelines.warehouse import Connection, connect, migrate
+from uho_pipelines.warehouse.ledger import fix_chunk_slots, get_tip, set_tip
+
+log = logging.getLogger(__name__)
+
+# Partition-aware checks and backfill policies are preview and beta in Dagster 1.13; both are chosen, not stumbled into.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+
+EXECUTOR = dg.in_process_executor.configured({"step_dependency_config": {"require_upstream_step_success": False}})
+"""One process a run, and a step begins when what it needs is there: in a scan group, a program whose records are
+complete gets its events even when another program's records failed."""
+
+
+class LedgerUnreachableError(UhoError):
+    """The ledger, which says how far the archive goes, cannot be read."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the warehouse at {redact(url)} cannot be reached ({reason}), so the chunks of programs are not known. "
+            "Start Postgres (`uho up` does) or correct UHO_POSTGRES_URL, then reload the code location"
+        )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Return what Dagster loads: the definitions for the settings in the environment."""
+    return build_definitions(load_settings())
+
+
+def build_definitions(settings: Settings) -> dg.Definitions:
+    """Return the definitions for the programs that the settings name.
+
+    Raises:
+        LedgerUnreachableError: a warehouse is set and does not answer.
+    """
+    registry = load_registry(settings)
+    programs, refused = usable_programs(registry.programs)
+    faults = [*registry.faults, *refused]
+    for fault in faults:
+        log.error("program refused: %s", fault)
+
+    groups = scan_groups(settings, programs, read_tips(settings, programs))
+    networks = sorted({program.network for program in programs})
+
+    return dg.Definitions(
+        assets=[
+            *(archive_asset(settings, network) for network in networks),
+            *(idl_asset(program) for program in programs),
+            *(records_asset(settings, group) for group in groups),
+            *(events_asset(settings, program, group.partitions) for group in groups for program in group.programs),
+        ],
+        jobs=[chunk_job(program) for program in programs],
+        executor=EXECUTOR,
+        metadata={
+            "programs": len(programs),
+            "refused programs": dg.MetadataValue.md("\n".join(f"* {fault}" for fault in faults) or "none"),
+        },
+    )
+
+
+def usable_programs(programs: Iterable[Program]) -> tuple[list[Program], list[ProgramFault]]:
+    """Return the programs whose IDLs make a decoder, and why the others do not."""
+    usable: list[Program] = []
+    faults: list[ProgramFault] = []
+    for program in programs:
+        try:
+            decoder_for(program)
+        except ProgramRefusedError as error:
+            faults.extend(error.faults)
+        else:
+            usable.append(program)
+    return usable, faults
+
+
+def chunk_job(program: Program) -> UnresolvedAssetJobDefinition:
+    """Return the job that materializes a program's records and events of one chunk in one run."""
+    return dg.define_asset_job(
+        program.schema_name,
+        selection=dg.AssetSelection.assets(records_key(program), events_key(program)),
+        description=f"Reads and loads one chunk of {program.name} ({program.network}, {program.owner}).",
+        executor_def=EXECUTOR,
+        tags={"uho/program": program.key},
+    )
+
+
+def read_tips(settings: Settings, programs: Iterable[Program]) -> dict[str, int | None]:
+    """Return the tip of every network of `programs` from the ledger; None where it is not known.
+
+    Without a warehouse nothing is known, and only programs with a `last_slot` have chunks. Where a program needs a tip
+    that the ledger does not have yet, the sidecar is asked, and its answer kept; if it does not run, that is logged.
+    """
+    first_slots: dict[str, int | None] = {}
+    for program in programs:
+        known = first_slots.get(program.network)
+        if program.last_slot is None:
+            first_slots[program.network] = min(program.first_slot, program.first_slot if known is None else known)
+        else:
+            first_slots.setdefault(program.network, None)
+    if settings.postgres_url is None:
+        log.warning(
+            "no warehouse is set: the tips of archives are not known; only programs with a last_slot have chunks"
+        )
+        return dict.fromkeys(first_slots)
+    url = settings.postgres_url.get_secret_value()
+    try:
+        with connect(url, application_name="uho definitions") as connection:
+            if connection.execute("SELECT to_regclass('uho.network')").fetchone() == (None,):
+                migrate(url)
+            return {network: _tip(settings, connection, network, first) for network, first in first_slots.items()}
+    except psycopg.Error as error:
+        raise LedgerUnreachableError(url, type(error).__name__) from None
+
+
+def _tip(settings: Settings, connection: Connection, network: str, first_slot: int | None) -> int | None:
+    tip = get_tip(connection, network)
+    connection.rollback()
+    if tip is not None or first_slot is None:
+        return tip
+    try:
+        tip = archive_tip(settings, network, first_slot // SLOTS_PER_EPOCH)
+    except ArchiveStreamError as error:
+        log.warning("the tip of %s is not known, and the sidecar cannot tell: %s. Reload when it runs", network, error)
+        return None
+    if tip is not None:
+        fix_chunk_slots(connection, network, settings.network(network).chunk_slots)
+        set_tip(connection, network, tip)
+    return tip
