@@ -1,0 +1,148 @@
+//! The archive is what its format says, by an own light walk, and the same seed writes the same bytes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use archive_sim::{Plan, write};
+use sha2::{Digest, Sha256};
+
+fn small() -> Plan {
+    Plan {
+        seed: 7,
+        from_slot: 1_295_800,
+        to_slot: 1_296_300,
+        first_slot: 1_295_850,
+        last_slot: 1_296_249,
+        chunk_slots: 100,
+        empty_slots: Some((1_296_050, 1_296_100)),
+        ..Plan::default()
+    }
+}
+
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).unwrap().display().to_string();
+                found.insert(name, fs::read(path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// Yields each section's offset, node bytes and end, checking its CID.
+fn sections(car: &[u8]) -> Vec<(usize, &[u8], usize)> {
+    let mut found = Vec::new();
+    let mut offset = 59;
+    while offset < car.len() {
+        let (mut length, mut shift, mut at) = (0_usize, 0, offset);
+        loop {
+            let byte = car[at];
+            at += 1;
+            length |= usize::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte < 0x80 {
+                break;
+            }
+        }
+        let node = &car[at + 36..at + length];
+        assert_eq!(car[at..at + 4], [0x01, 0x71, 0x12, 0x20]);
+        assert_eq!(
+            car[at + 4..at + 36],
+            Sha256::digest(node)[..],
+            "CID of the section at {offset}"
+        );
+        found.push((offset, node, at + length));
+        offset = at + length;
+    }
+    assert_eq!(offset, car.len(), "the last section ends with the file");
+    found
+}
+
+#[test]
+fn the_same_seed_writes_the_same_bytes_and_another_seed_others() {
+    let (first, again, other) = (
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+    );
+    write(first.path(), &small()).unwrap();
+    write(again.path(), &small()).unwrap();
+    write(other.path(), &Plan { seed: 8, ..small() }).unwrap();
+    assert_eq!(files(first.path()), files(again.path()));
+    assert_ne!(files(first.path()), files(other.path()));
+}
+
+#[test]
+fn every_section_is_whole_and_slot_ranges_end_at_block_sections() {
+    let folder = tempfile::tempdir().unwrap();
+    let summary = write(folder.path(), &small()).unwrap();
+    let mut blocks = 0;
+    for epoch in [2_u64, 3] {
+        let stem = folder.path().join(epoch.to_string());
+        let car = fs::read(stem.join(format!("epoch-{epoch}.car"))).unwrap();
+        let ranges = fs::read(stem.join(format!("epoch-{epoch}-slot-ranges.raw"))).unwrap();
+        assert_eq!(ranges.len(), 5_184_000);
+        let ends: Vec<usize> = sections(&car)
+            .iter()
+            .filter(|(_, node, _)| node[1] == 2)
+            .map(|section| section.2)
+            .collect();
+        let mut expected_offset = 59;
+        let mut listed = Vec::new();
+        for (position, range) in ranges.chunks(12).enumerate() {
+            let offset = u64::from_le_bytes(range[..8].try_into().unwrap());
+            let length = u32::from_le_bytes(range[8..].try_into().unwrap());
+            if length > 0 {
+                assert_eq!(offset, expected_offset);
+                expected_offset = offset + u64::from(length);
+                listed.push(usize::try_from(expected_offset).unwrap());
+                let slot = epoch * 432_000 + position as u64;
+                assert!(!(1_296_050..1_296_100).contains(&slot));
+                blocks += u64::from((1_295_850..=1_296_249).contains(&slot));
+            }
+        }
+        assert_eq!(listed, ends);
+    }
+    assert_eq!(
+        blocks,
+        summary
+            .chunks
+            .values()
+            .map(|chunk| chunk.blocks)
+            .sum::<u64>()
+    );
+}
+
+#[test]
+fn the_truth_counts_what_it_lists_and_every_trap_occurs() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = Plan {
+        undecodable_per_mille: 30,
+        ..small()
+    };
+    let summary = write(folder.path(), &plan).unwrap();
+    let lines = |name: &str| {
+        fs::read_to_string(folder.path().join("truth").join(name))
+            .unwrap()
+            .lines()
+            .count() as u64
+    };
+    let events: u64 = summary.events.values().flat_map(BTreeMap::values).sum();
+    assert_eq!(lines("events.jsonl"), events);
+    assert_eq!(lines("quarantine.jsonl"), summary.traps["undecodable"]);
+    assert!(lines("failed.jsonl") > 0);
+    for (trap, times) in &summary.traps {
+        assert!(
+            *times > 0 || trap == "zero_block_times",
+            "{trap} never occurs"
+        );
+    }
+}
