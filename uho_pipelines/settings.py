@@ -15,7 +15,7 @@ from uho_pipelines.errors import UhoError
 
 NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
     "mainnet": {"archive_url": "https://files.old-faithful.net"},
-    "sim": {"chunk_slots": 1_000, "checkpoint_slots": 100},
+    "sim": {"chunk_slots": 350, "checkpoint_slots": 50},
 }
 """What networks are like unless set otherwise. The archive of `sim` is `UHO_HOME/sim`, the simulator's."""
 
