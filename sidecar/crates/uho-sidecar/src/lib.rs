@@ -9,7 +9,7 @@
 //! use uho_sidecar::{Service, ServiceOptions, app};
 //!
 //! let service = Service::open(ServiceOptions {
-//!     archives: vec![("mainnet".to_owned(), "/archive".to_owned())],
+//!     archives: vec![("mainnet".to_owned(), "https://files.old-faithful.net".to_owned())],
 //!     ..ServiceOptions::default()
 //! })?;
 //! let router = app(service);

@@ -17,7 +17,7 @@ fn request(job_id: &str) -> Value {
 
 #[tokio::test]
 async fn nothing_but_health_answers_without_the_secret() {
-    let router = router("/nowhere");
+    let router = router(std::env::temp_dir().to_str().unwrap());
     for (method, path) in [
         (Method::POST, "/backfill"),
         (Method::DELETE, "/backfill/a"),
@@ -63,7 +63,7 @@ async fn nothing_but_health_answers_without_the_secret() {
 #[tokio::test]
 #[allow(clippy::too_many_lines)] // One table; splitting it would hide a missing case.
 async fn refusals_are_json_with_a_code() {
-    let router = router("/nowhere");
+    let router = router(std::env::temp_dir().to_str().unwrap());
     let body = |changes: Value| {
         let mut body = request("a");
         for (name, value) in changes.as_object().unwrap() {
