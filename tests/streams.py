@@ -82,7 +82,11 @@ def payload_of(slot: int, *, decodable: bool = True) -> bytes:
 
 
 def make_records(
-    slots: Iterable[int], programs: Sequence[Pubkey], *, per_slot: int = 1, decodable: Callable[[int], bool] = lambda _: True
+    slots: Iterable[int],
+    programs: Sequence[Pubkey],
+    *,
+    per_slot: int = 1,
+    decodable: Callable[[int], bool] = lambda _: True,
 ) -> pa.RecordBatch:
     """Return `per_slot` records of each program in each slot, in the order of the stream."""
     rows = [(slot, tx, program) for slot in slots for tx in range(per_slot) for program in programs]
@@ -107,12 +111,17 @@ def make_records(
     )
 
 
-def certificate(start: int, end: int, batches: Sequence[pa.RecordBatch], programs: Sequence[Pubkey], **changes: Any) -> dict[str, Any]:
+def certificate(
+    start: int, end: int, batches: Sequence[pa.RecordBatch], programs: Sequence[Pubkey], **changes: Any
+) -> dict[str, Any]:
     """Return the certificate of `[start, end)` where every slot has a block of ten transactions."""
     blocks = end - start
     counts: dict[str, Any] = {}
     for program in programs:
-        own = [batch.filter(pa.compute.equal(batch.column("program"), pa.scalar(bytes(program), pa.binary(32)))) for batch in batches]
+        own = [
+            batch.filter(pa.compute.equal(batch.column("program"), pa.scalar(bytes(program), pa.binary(32))))
+            for batch in batches
+        ]
         digest = "0" * 32
         for batch in own:
             digest = uho_native.add_digests(digest, uho_native.record_digest(batch))
@@ -165,7 +174,9 @@ def chunk_items(
     tail: str = "proven",
 ) -> list[Item]:
     """Return what a sidecar sends for `[start, end)`: two record batches a stretch, none where `with_records` denies."""
-    items: list[Item] = [(STARTED, {"type": "started", "jobId": "job-1", "programIds": [str(program) for program in programs]})]
+    items: list[Item] = [
+        (STARTED, {"type": "started", "jobId": "job-1", "programIds": [str(program) for program in programs]})
+    ]
     everything: list[pa.RecordBatch] = []
     for stretch in range(start, end, checkpoint_slots):
         stretch_end = min(end, stretch + checkpoint_slots)
@@ -174,7 +185,16 @@ def chunk_items(
             middle = (stretch + stretch_end) // 2
             batches = [records(range(stretch, middle), programs), records(range(middle, stretch_end), programs)]
         items += [(RECORD, batch) for batch in batches]
-        items.append((CHECKPOINT, {"type": "checkpoint", "slot": stretch_end, "certificate": certificate(stretch, stretch_end, batches, programs)}))
+        items.append(
+            (
+                CHECKPOINT,
+                {
+                    "type": "checkpoint",
+                    "slot": stretch_end,
+                    "certificate": certificate(stretch, stretch_end, batches, programs),
+                },
+            )
+        )
         everything += batches
     following = {"slot": end, "parentSlot": end - 1} if tail == "proven" else None
     done = certificate(start, end, everything, programs, tail=tail, nextBlock=following)

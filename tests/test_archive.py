@@ -98,7 +98,9 @@ def test_a_clean_end_without_done_is_a_failure(sidecar, client):
 
 
 def test_an_error_record_is_raised_with_its_code(sidecar, client):
-    sidecar.answer = lambda _: Answer(encode([*chunk_items(0, 60, [ALPHA])[:4], error_item("cid_mismatch", "at offset 7")]))
+    sidecar.answer = lambda _: Answer(
+        encode([*chunk_items(0, 60, [ALPHA])[:4], error_item("cid_mismatch", "at offset 7")])
+    )
     with pytest.raises(ArchiveStreamError, match="at offset 7") as caught:
         read(client)
     assert caught.value.code == "cid_mismatch"
@@ -202,7 +204,10 @@ def no_certificate(items):
 
 
 def checkpoint_past_end(items):
-    return [*items[:3], (CHECKPOINT, {"type": "checkpoint", "slot": 80, "certificate": {"startSlot": 0, "endSlot": 80}})]
+    return [
+        *items[:3],
+        (CHECKPOINT, {"type": "checkpoint", "slot": 80, "certificate": {"startSlot": 0, "endSlot": 80}}),
+    ]
 
 
 def unknown_kind(items):
@@ -235,8 +240,12 @@ def test_a_null_where_none_may_be_is_refused(sidecar, client):
     batch = items[1][1]
     index = batch.schema.get_field_index("slot")
     nullable = pa.schema([field.with_nullable(True) for field in batch.schema])
-    columns = [pa.nulls(batch.num_rows, column.type) if at == index else column for at, column in enumerate(batch.columns)]
-    sidecar.answer = lambda _: Answer(encode([items[0], (RECORD, pa.RecordBatch.from_arrays(columns, schema=nullable))]))
+    columns = [
+        pa.nulls(batch.num_rows, column.type) if at == index else column for at, column in enumerate(batch.columns)
+    ]
+    sidecar.answer = lambda _: Answer(
+        encode([items[0], (RECORD, pa.RecordBatch.from_arrays(columns, schema=nullable))])
+    )
     with pytest.raises(ArchiveStreamError, match="slot has nulls"):
         read(client)
 

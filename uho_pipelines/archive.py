@@ -28,7 +28,8 @@ ARROW_STREAM = "application/vnd.apache.arrow.stream"
 PASSING_CODES = frozenset(
     {
         *("early_eof", "fetch_failed", "io", "object_changed"),
-        *("internal", "job_running", "shutting_down", "too_many_jobs", "unreachable", "stalled"),
+        *("internal", "job_running", "shutting_down", "stalled", "too_many_jobs", "unreachable"),
+        "records_differ",
     }
 )
 """Codes of faults that can pass by themselves: asking again is worth while. Every other one needs a person."""
