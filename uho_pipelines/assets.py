@@ -202,7 +202,7 @@ def events_asset(
     def events(context: AssetExecutionContext) -> EventsOfOp:
         chunk = parse_key(context.partition_key, settings.network(program.network).chunk_slots)
         yield from _observe_idl(context, program)
-        outcome = load_events(settings, program, chunk, _reporter(context), context.run_id)
+        outcome = load_events(settings, program, chunk, _reporter(context), context.run.run_id)
         check = outcome.verdict.result(key, SKIP_RATE)
         if outcome.result is None:
             yield check
