@@ -69,10 +69,21 @@ pub(crate) enum Fault {
 }
 
 /// The files of an archive.
-#[derive(Debug)]
 pub(crate) struct Store {
     inner: Arc<dyn ObjectStore>,
+    /// The address without credentials.
+    address: String,
     pub(crate) options: ArchiveOptions,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The object store's own text would show the address's credentials.
+        formatter
+            .debug_struct("Store")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Store {
@@ -99,7 +110,11 @@ impl Store {
                 }
             }
         };
-        Ok(Self { inner, options })
+        Ok(Self {
+            inner,
+            address: redact(base),
+            options,
+        })
     }
 
     /// Asks for bytes of a file.
