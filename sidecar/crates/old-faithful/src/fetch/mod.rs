@@ -186,6 +186,7 @@ pub(crate) fn redact(address: &str) -> String {
             let host = authority.rsplit('@').next().unwrap_or_default();
             format!("{scheme}://{host}{path}")
         }
+        None if address.starts_with('/') => address.to_owned(),
         None => address.rsplit('@').next().unwrap_or_default().to_owned(),
     }
 }
