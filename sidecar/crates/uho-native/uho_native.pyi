@@ -33,6 +33,16 @@ def add_digests(a: str, b: str) -> str:
     Raises ValueError when one of them is not 32 hexadecimal characters.
     """
 
+def merge_certificates(first: str, second: str) -> str:
+    """The certificate (JSON) of two neighbouring slot ranges.
+
+    Raises ValueError when one of them is no certificate or they do not fit: the second has to begin where the
+    first ends, its first block's parent has to be the first's last block, and both were read the same way.
+    """
+
+def certificate_fault(certificate: str) -> str | None:
+    """Why a certificate (JSON) does not hold; None when it holds. Raises ValueError when it is none."""
+
 def copy_header() -> bytes:
     """What opens a Postgres binary COPY stream (19 bytes)."""
 

@@ -4,6 +4,7 @@
 //! Arrow data crosses by the Arrow C data interface, without copying; the interpreter is released while
 //! batches are decoded and encoded. `uho_native.pyi` beside this crate is the user's documentation.
 
+mod certificate;
 pub mod copy;
 mod decoder;
 mod numeric;

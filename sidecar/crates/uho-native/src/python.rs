@@ -24,6 +24,8 @@ mod uho_native {
         add_digests, copy_header, copy_trailer, encode_copy, record_digest, record_schema,
     };
     #[pymodule_export]
+    use crate::certificate::{certificate_fault, merge_certificates};
+    #[pymodule_export]
     use crate::decoder::{DecodeError, IdlError, PyDecoded, PyDecoder, PyEventTable};
 }
 
