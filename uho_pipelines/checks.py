@@ -222,7 +222,7 @@ def _shown(value: Any) -> str:  # noqa: ANN401 - a value of JSON
 def _table(rows: Any) -> dg.TableMetadataValue:  # noqa: ANN401 - rows are dicts of texts and numbers
     records = [dg.TableRecord(row) for _, row in zip(range(ROWS_SHOWN), rows, strict=False)]
     columns = list(records[0].data) if records else ["nothing"]
-    types = {str: "string", int: "int", float: "float"}
+    types: dict[type, str] = {str: "string", int: "int", float: "float"}
     first = records[0].data if records else {}
     schema = dg.TableSchema(
         columns=[dg.TableColumn(name, types.get(type(first.get(name, "")), "string")) for name in columns]

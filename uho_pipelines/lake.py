@@ -327,7 +327,9 @@ class ChunkWriter:
 
     def write(self, records: pa.RecordBatch) -> int:
         """Take a batch of the stream, of which this program's records are kept; return how many those are."""
-        own = pc.equal(records.column("program"), pa.scalar(self.program.id_bytes, pa.binary(32)))
+        # pyarrow.compute makes its functions when it is imported, so no type checker sees them.
+        equal: Any = getattr(pc, "equal")  # noqa: B009
+        own = equal(records.column("program"), pa.scalar(self.program.id_bytes, pa.binary(32)))
         batch = records if own.true_count == records.num_rows else records.filter(own)
         self._part.take(batch, keep=self.position >= self.manifest.position)
         return batch.num_rows

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -255,14 +256,14 @@ class _Reading:
         self.lake.require_space(self._estimate())
         with connect(self.url, application_name=f"{APPLICATION} records {self.chunk.key}") as connection:
             for key, outcome in self.outcomes.items():
-                self._guarded(key, lambda outcome=outcome: self._begin_attempt(connection, outcome))
+                self._guarded(key, partial(self._begin_attempt, connection, outcome))
         for key, attempt in self.attempts.items():
             outcome = self.outcomes[key]
             writer = self.lake.chunk(outcome.program, self.chunk).writer(
                 str(attempt), self.settings, self._teller(outcome)
             )
             self.writers[key] = writer
-            self._guarded(key, lambda writer=writer: writer.begin(start_over=start_over))
+            self._guarded(key, partial(writer.begin, start_over=start_over))
 
     def run(self) -> None:
         """Stream until every program is complete or has failed."""
@@ -272,7 +273,7 @@ class _Reading:
             try:
                 self._stream()
             except KeptPartsDifferError as error:
-                self._guarded(error.program, lambda error=error: self._start_over(error))
+                self._guarded(error.program, partial(self._start_over, error))
             except ArchiveStreamError as error:
                 attempts_left = STREAM_ATTEMPTS if self.furthest > before else attempts_left - 1
                 if not error.can_pass or attempts_left <= 0:
@@ -313,7 +314,7 @@ class _Reading:
                 outcome.job_id = stream.job_id
             for item in stream:
                 for key in list(self.writers):
-                    self._guarded(key, lambda key=key, item=item: self._take(key, item))
+                    self._guarded(key, partial(self._take, key, item))
                 if not self.writers:
                     return
 
@@ -387,9 +388,3 @@ def _fail_apart(
             fail_attempt(connection, program, chunk, attempt, stage, text, counts)
     except psycopg.Error:
         return
-
-
-__all__ = [
-    *("EventsOutcome", "Progress", "RecordsOutcome", "Reporter", "WarehouseMissingError"),
-    *("load_events", "read_records", "warehouse_url"),
-]
