@@ -1,6 +1,7 @@
 """What comes out of the sidecar's stream is whole and in order, or an error that says what to do."""
 
 import json
+import signal
 
 import pyarrow as pa
 import pytest
@@ -167,6 +168,27 @@ def test_an_exception_while_reading_closes_the_socket(sidecar, client):
     with pytest.raises(Interrupted), client.stream("sim", [str(ALPHA)], 0, 60) as stream:
         for _ in stream:
             raise Interrupted
+    assert sidecar.client_left.wait(5)
+
+
+def test_a_signal_reaches_the_caller_while_the_stream_is_silent(sidecar, client):
+    # Dagster cancels a run by raising, from a signal handler, an exception that is no Exception.
+    sidecar.answer = lambda body: Answer(stream_of(body).messages, hang_after=5)
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*_):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(Interrupted), client.stream("sim", [str(ALPHA)], 0, 60) as stream:
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            list(stream)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
     assert sidecar.client_left.wait(5)
 
 

@@ -87,7 +87,7 @@ def programs(settings):
 
 @pytest.fixture
 def instance():
-    with dg.instance_for_test() as instance:
+    with dg.DagsterInstance.ephemeral() as instance:
         yield instance
 
 
@@ -365,3 +365,11 @@ def test_a_cancelled_run_ends_the_sidecars_job_and_keeps_what_was_kept(programs,
     assert sidecar.client_left.wait(5)
     assert Lake(settings).chunk(programs["alpha"], CHUNK).manifest().position == 120
     assert rows(warehouse, "SELECT records_state, records_error FROM uho.chunk") == [("failed", "Cancelled")]
+
+
+def test_failed_transactions_become_rows_where_the_program_asks_for_them(run, programs, settings, sidecar, warehouse):
+    path = settings.programs_dir / "alpha" / "program.yaml"
+    path.write_text(path.read_text() + "include_failed: true\n")
+    outcome = run(records_key(programs["alpha"]), events_key(programs["alpha"]))
+    assert outcome.succeeded, outcome.failures
+    assert rows(warehouse, "SELECT DISTINCT failed, truncated FROM demo_sim_alpha.happened") == [(False, False)]
