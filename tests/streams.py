@@ -173,7 +173,7 @@ def chunk_items(
     checkpoint_slots: int = CHECKPOINT_SLOTS,
     tail: str = "proven",
 ) -> list[Item]:
-    """Return what a sidecar sends for `[start, end)`: two record batches a stretch, none where `with_records` denies."""
+    """Return what a sidecar sends for `[start, end)`: two batches a stretch, none where `with_records` denies."""
     items: list[Item] = [
         (STARTED, {"type": "started", "jobId": "job-1", "programIds": [str(program) for program in programs]})
     ]
