@@ -57,7 +57,7 @@ class NetworkSettings(BaseModel):
     chunk_slots: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
     """Slots in a chunk, the unit of work. Fixed for a network at first use."""
 
-    checkpoint_slots: Annotated[int, Field(ge=1, le=10_000_000)] = 1_000
+    checkpoint_slots: Annotated[int, Field(ge=1, le=432_000)] = 1_000
     """Slots between two checkpoints of a stream: a part of the lake holds at most so many."""
 
     verify: Literal["full", "matched", "off"] = "full"
