@@ -1,5 +1,6 @@
 //! What decoding guarantees: exactness, versions, merging, twins, policy, the quarantine, hostile IDLs.
-#![allow(clippy::unwrap_used)]
+// `decoder` and `decoded` are the words.
+#![allow(clippy::unwrap_used, clippy::similar_names)]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! Real IDLs load, and real events decode as Anchor's own decoder reads them.
-#![allow(clippy::unwrap_used)]
+// `decoder` and `decoded` are the words.
+#![allow(clippy::unwrap_used, clippy::similar_names)]
 
 mod support;
 

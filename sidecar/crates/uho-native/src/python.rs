@@ -39,7 +39,7 @@ fn record_digest(py: Python<'_>, batch: PyRecordBatch) -> PyResult<String> {
     let batch: RecordBatch = batch.into_inner();
     let digest = py
         .detach(|| anchor_events::record_digest(&batch))
-        .map_err(value_error)?;
+        .map_err(|error| value_error(&error))?;
     Ok(format!("{digest:032x}"))
 }
 
@@ -54,7 +54,7 @@ fn parse_digest(text: &str) -> PyResult<u128> {
     well_formed
         .then(|| u128::from_str_radix(text, 16).ok())
         .flatten()
-        .ok_or_else(|| value_error("a digest is 32 hexadecimal characters"))
+        .ok_or_else(|| value_error(&"a digest is 32 hexadecimal characters"))
 }
 
 #[pyfunction]
@@ -76,6 +76,6 @@ fn encode_copy(py: Python<'_>, batch: PyRecordBatch) -> PyResult<Bound<'_, PyByt
     Ok(PyBytes::new(py, &rows))
 }
 
-fn value_error(error: impl ToString) -> PyErr {
+fn value_error(error: &(impl ToString + ?Sized)) -> PyErr {
     pyo3::exceptions::PyValueError::new_err(error.to_string())
 }

@@ -71,9 +71,9 @@ pub(super) fn build(
         let column: ArrayRef = match expected.name().as_str() {
             "source" => {
                 let mut words = StringBuilder::new();
-                quarantined
-                    .iter()
-                    .for_each(|entry| words.append_value(records.source_word(entry.row)));
+                for entry in quarantined {
+                    words.append_value(records.source_word(entry.row));
+                }
                 Arc::new(words.finish())
             }
             "block_time" => {

@@ -1,5 +1,12 @@
 //! What decoding tests share: record batches made by hand, and Arrow cells as JSON.
-#![allow(dead_code, clippy::unwrap_used, clippy::panic, unreachable_pub)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::format_collect,
+    clippy::panic,
+    clippy::similar_names,
+    clippy::unwrap_used
+)]
 
 use std::path::PathBuf;
 use std::sync::Arc;
