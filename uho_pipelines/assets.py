@@ -24,7 +24,15 @@ from uho_pipelines.checks import (
 from uho_pipelines.chunks import Chunk, parse_key, program_chunks
 from uho_pipelines.decoding import code_version, decoder_for
 from uho_pipelines.lake import SCHEMA_VERSION
-from uho_pipelines.materialization import EventsOutcome, RecordsOutcome, Reporter, load_events, read_records
+from uho_pipelines.materialization import (
+    EventsOutcome,
+    Progress,
+    RecordsOutcome,
+    Reporter,
+    load_events,
+    read_records,
+    tell_listener,
+)
 from uho_pipelines.redaction import redact
 from uho_pipelines.registry import Program
 from uho_pipelines.settings import Settings
@@ -268,8 +276,12 @@ def _observe_idl(context: AssetExecutionContext, program: Program) -> EventsOfOp
 
 
 def _reporter(context: AssetExecutionContext) -> Reporter:
+    def tell(progress: Progress) -> None:
+        context.log.info(progress.as_json())
+        tell_listener(progress)
+
     return Reporter(
-        progress=lambda progress: context.log.info(progress.as_json()),
+        progress=tell,
         notice=lambda text: context.log.warning(redact(text)),
     )
 

@@ -14,7 +14,8 @@ from rich.console import Console
 
 app = typer.Typer(
     name="uho",
-    help="Backfill a Solana program's whole event history from the Old Faithful archive into Postgres, proved complete.",
+    help="Backfill a Solana program's whole event history from the Old Faithful archive into Postgres, "
+    "proved complete.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,8 +50,12 @@ def demo() -> None:
 @app.command()
 def backfill(
     program: Annotated[str, typer.Argument(help="The program's folder name, or network/owner/name.")],
-    from_slot: Annotated[int | None, typer.Option(min=0, help="First slot wanted; default: the program's first.")] = None,
-    to_slot: Annotated[int | None, typer.Option(min=0, help="Last slot wanted, inclusive; default: the last there is.")] = None,
+    from_slot: Annotated[
+        int | None, typer.Option(min=0, help="First slot wanted; default: the program's first.")
+    ] = None,
+    to_slot: Annotated[
+        int | None, typer.Option(min=0, help="Last slot, inclusive; default: the last there is.")
+    ] = None,
 ) -> None:
     """Backfill a program's chunks here, one after another, with the same assets and checks as in Dagster."""
     from uho_pipelines.backfill import run_backfill

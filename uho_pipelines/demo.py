@@ -17,11 +17,12 @@ from rich.table import Table
 
 from uho_pipelines.chunks import program_chunks
 from uho_pipelines.graphql import BackfillProgress, backfill_progress, launch_backfill
+from uho_pipelines.materialization import warehouse_url
 from uho_pipelines.registry import Program, load_registry
-from uho_pipelines.runtime.stack import DagsterStack, built_program
+from uho_pipelines.runtime.stack import Stack, built_program, running_stack
 from uho_pipelines.settings import Settings
 from uho_pipelines.truth import TableComparison, compare_program, truth_by_event
-from uho_pipelines.warehouse import connect, load_plan
+from uho_pipelines.warehouse import connect, read_plan
 
 SEED = 20_260_101
 """The demo's archive is made from this seed: the same bytes on every machine."""
@@ -45,6 +46,19 @@ class DemoResult:
         )
 
 
+def run_demo(settings: Settings, console: Console) -> bool:
+    """Run the demo and show its result; return whether it succeeded. Everything it started is stopped."""
+    console.print("writing the simulated archive")
+    simulated_archive(settings)
+    console.print("starting Postgres, the sidecar and Dagster")
+    with running_stack(settings, console.print) as stack:
+        programs = demo_programs(stack.settings)
+        progress, seconds = backfill_all(stack, programs, console)
+        result = DemoResult(progress, compare_with_truth(stack.settings, programs), seconds)
+    show_result(settings, result, console)
+    return result.succeeded
+
+
 def simulated_archive(settings: Settings) -> Path:
     """Return the folder of the simulated archive of network `sim`, written now if it is not there whole."""
     folder = settings.home / "sim"
@@ -60,13 +74,15 @@ def demo_programs(settings: Settings) -> list[Program]:
     return [program for program in load_registry(settings).programs if program.network == "sim"]
 
 
-def run_backfill(settings: Settings, dagster: DagsterStack, programs: list[Program], console: Console) -> tuple[BackfillProgress, float]:
-    """Launch the backfill of every chunk of `programs` through GraphQL and wait for its end; return it and its seconds."""
+def backfill_all(dagster: Stack, programs: list[Program], console: Console) -> tuple[BackfillProgress, float]:
+    """Launch the backfill of every chunk of `programs` and wait for its end; return its progress and seconds."""
     assets = [[p.network, p.owner, f"{p.name}_{stage}"] for p in programs for stage in ("records", "events")]
-    keys = sorted({chunk.key for p in programs for chunk in program_chunks(settings, p, tip=None)})
+    keys = sorted({chunk.key for p in programs for chunk in program_chunks(dagster.settings, p, tip=None)})
     started = time.monotonic()
     backfill = launch_backfill(dagster.url, assets, keys, title="uho demo")
-    console.print(f"backfill [bold]{backfill}[/bold]: {len(assets)} assets × {len(keys)} chunks · {dagster.url}/runs/b/{backfill}")
+    console.print(
+        f"backfill [bold]{backfill}[/bold]: {len(assets)} assets, {len(keys)} chunks · {dagster.url}/runs/b/{backfill}"
+    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("materialized", total=len(assets) * len(keys))
@@ -79,14 +95,16 @@ def run_backfill(settings: Settings, dagster: DagsterStack, programs: list[Progr
             time.sleep(1)
 
 
-def compare_with_truth(settings: Settings, postgres_url: str, programs: list[Program]) -> list[TableComparison]:
+def compare_with_truth(settings: Settings, programs: list[Program]) -> list[TableComparison]:
     """Compare every event table of `programs` with the simulator's truth."""
     archive = settings.home / "sim"
-    with connect(postgres_url, application_name="uho demo") as connection:
+    with connect(warehouse_url(settings), application_name="uho demo") as connection:
         return [
             comparison
             for program in programs
-            for comparison in compare_program(connection, program, load_plan(connection, program), truth_by_event(archive, program))
+            for comparison in compare_program(
+                connection, program, read_plan(connection, program), truth_by_event(archive, program)
+            )
         ]
 
 
@@ -107,7 +125,13 @@ def show_result(settings: Settings, result: DemoResult, console: Console) -> Non
         tables.add_column(heading, justify="right")
     for comparison in result.comparisons:
         style = "green" if comparison.equal else "red"
-        cells = (comparison.program, comparison.event, f"{comparison.rows:,}", f"{comparison.rows_in_truth:,}", f"{comparison.differing:,}")
+        cells = (
+            comparison.program,
+            comparison.event,
+            f"{comparison.rows:,}",
+            f"{comparison.rows_in_truth:,}",
+            f"{comparison.differing:,}",
+        )
         tables.add_row(*cells, style=style)
     console.print(tables)
     for comparison in result.comparisons:
@@ -117,9 +141,13 @@ def show_result(settings: Settings, result: DemoResult, console: Console) -> Non
     rows = sum(comparison.rows for comparison in result.comparisons)
     console.print(
         f"{result.progress.status}: {rows:,} events in {result.seconds:.0f} s "
-        f"({rows / result.seconds:,.0f} events/s, one process per chunk included)"
+        f"({rows / result.seconds:,.0f} events/s, a process a chunk)"
     )
     if result.succeeded:
-        console.print("[bold green]Every row equals the truth.[/bold green] Look at it in the browser: [bold]make up[/bold]")
+        console.print(
+            "[bold green]Every row equals the truth.[/bold green] Look at it in the browser: [bold]make up[/bold]"
+        )
     else:
-        console.print(f"[bold red]The demo failed.[/bold red] Its logs: {settings.home / 'logs'}; its runs: [bold]make up[/bold]")
+        console.print(
+            f"[bold red]The demo failed.[/bold red] Its logs: {settings.home / 'logs'}; its runs: [bold]make up[/bold]"
+        )

@@ -7,7 +7,9 @@ Dagster: `assets.py` wraps this for runs, and whoever drives chunks otherwise ca
 import json
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -108,6 +110,26 @@ class Progress:
                 "elapsed": round(self.elapsed, 3),
             }
         )
+
+
+_listener: ContextVar[Callable[[Progress], None] | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(listener: Callable[[Progress], None]) -> Generator[None]:
+    """Have `listener` told of every checkpoint that this thread's chunks reach, whoever wraps them."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def tell_listener(progress: Progress) -> None:
+    """Tell the listener of this thread, if there is one."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(progress)
 
 
 @dataclass(frozen=True)

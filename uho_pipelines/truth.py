@@ -1,6 +1,6 @@
 """Comparing the warehouse with what the archive simulator says is true, row by row and field by field.
 
-What belongs here: reading the simulator's truth and finding differences. The demo and the tests use the same comparison.
+What belongs here: reading the simulator's truth and finding differences. The demo and the tests compare alike.
 """
 
 import json
@@ -78,11 +78,15 @@ def same(actual: Any, expected: Any) -> bool:  # noqa: ANN401 - any value of a c
 
 
 def compare_program(
-    connection: psycopg.Connection[Any], program: Program, plan: WarehousePlan, truth: Mapping[str, Mapping[Key, dict[str, Any]]]
+    connection: psycopg.Connection[Any],
+    program: Program,
+    plan: WarehousePlan,
+    truth: Mapping[str, Mapping[Key, dict[str, Any]]],
 ) -> list[TableComparison]:
     """Compare every event table of `program` with `truth`, which maps event name and key to the truth's line."""
     return [
-        _compare_table(connection, program, event, plan, truth.get(event, {})) for event in sorted({*plan.tables, *truth})
+        _compare_table(connection, program, event, plan, truth.get(event, {}))
+        for event in sorted({*plan.tables, *truth})
     ]
 
 
@@ -101,14 +105,18 @@ def count_truth(archive: Path) -> Counter[str]:
 
 
 def _compare_table(
-    connection: psycopg.Connection[Any], program: Program, event: str, plan: WarehousePlan, truth: Mapping[Key, dict[str, Any]]
+    connection: psycopg.Connection[Any],
+    program: Program,
+    event: str,
+    plan: WarehousePlan,
+    truth: Mapping[Key, dict[str, Any]],
 ) -> TableComparison:
     result = TableComparison(program.name, event, rows_in_truth=len(truth))
     if event not in plan.tables:
         result.differ("there is no table for this event")
         return result
     table = plan.tables[event]
-    fields = {field_name: column for field_name, column in table.field_columns.items()}
+    fields = dict(table.field_columns)
     fixed = ("slot", "tx_index", "event_index", "signature", "source", "extract(epoch from block_time)::bigint")
     query = sql.SQL("SELECT {}, {} FROM {} ORDER BY slot, tx_index, event_index").format(
         sql.SQL(", ".join(fixed)),

@@ -4,21 +4,22 @@ What belongs here: where its files are, making the cluster, starting, adopting a
 binaries are used; its own helper changes permissions of parent folders. Everything else knows a URL, and works the
 same with any Postgres from 16 on.
 
-The server listens on a Unix socket in a folder of mode 0700 only, and asks for a password there too. It refuses to run
-as root; for root it runs as `nobody`, and where `nobody` cannot reach its files they are placed under /var/tmp, saying so.
+The server listens on a Unix socket in a folder of mode 0700 only, and asks for a password there too. It refuses
+to run as root; for root it runs as `nobody`, and where `nobody` cannot
+reach its files they are placed under /var/tmp, saying so.
 """
 
 import fcntl
 import hashlib
 import importlib.util
+import logging
 import os
 import pwd
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +31,8 @@ from psycopg import sql
 from uho_pipelines.errors import UhoError
 from uho_pipelines.runtime.process import die_with_parent, last_lines
 from uho_pipelines.runtime.secrets import read_or_create_secret
+
+log = logging.getLogger(__name__)
 
 DATABASES = ("uho", "dagster")
 """The warehouse, and Dagster's own storage."""
@@ -80,7 +83,8 @@ class EmbeddedPostgres:
     def url(self, database: str) -> str:
         """Return the URL of `database` on this server, with its password."""
         password = read_or_create_secret(self.home, "postgres")
-        return f"postgresql://{USER}:{quote(password, safe='')}@/{database}?host={quote(str(self.socket_folder), safe='/')}"
+        host = quote(str(self.socket_folder), safe="/")
+        return f"postgresql://{USER}:{quote(password, safe='')}@/{database}?host={host}"
 
     def __enter__(self) -> Self:
         """Start the server, or adopt the one that runs; on return both databases exist.
@@ -111,7 +115,7 @@ class EmbeddedPostgres:
         self.process = None
 
     @contextmanager
-    def _one_at_a_time(self) -> Iterator[None]:
+    def _one_at_a_time(self) -> Generator[None]:
         with (self.home / "postgres.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -133,7 +137,7 @@ class EmbeddedPostgres:
     def _prepare(self) -> None:
         owner = self.user.pw_uid if self.user else os.geteuid()
         if self.state != self.home / "postgres":
-            print(f"Postgres keeps its files in {self.state}: {UNPRIVILEGED_USER} cannot reach {self.home}", file=sys.stderr)  # noqa: T201
+            log.warning("Postgres keeps its files in %s: %s cannot reach %s", self.state, UNPRIVILEGED_USER, self.home)
         self.state.mkdir(parents=True, exist_ok=True)
         _make_own_folder(self.socket_folder, 0o700, owner)
         if (self.data / "PG_VERSION").exists():
@@ -145,14 +149,23 @@ class EmbeddedPostgres:
         password_file.chmod(0o600)
         if self.user:
             os.chown(password_file, owner, -1)
-        command = [str(self._binaries() / "initdb"), "--pgdata", str(self.data), "--username", USER, "--no-instructions"]
+        command = [
+            str(self._binaries() / "initdb"),
+            "--pgdata",
+            str(self.data),
+            "--username",
+            USER,
+            "--no-instructions",
+        ]
         command += ["--auth", "scram-sha-256", "--pwfile", str(password_file), "--encoding", "UTF8"]
         command += ["--locale-provider", "builtin", "--locale", "C.UTF-8"]
         try:
             with self.log.open("ab") as log:
                 subprocess.run(command, check=True, stdout=log, stderr=log, cwd="/", **self._as_user())
         except subprocess.CalledProcessError as error:
-            raise PostgresFailedError(f"could not make its cluster (initdb: exit code {error.returncode})", self.log) from error
+            raise PostgresFailedError(
+                f"could not make its cluster (initdb: exit code {error.returncode})", self.log
+            ) from error
         finally:
             password_file.unlink()
 
@@ -161,7 +174,7 @@ class EmbeddedPostgres:
         for name, value in SERVER_SETTINGS.items():
             command += ["-c", f"{name}={value}"]
         with self.log.open("ab") as log:
-            process = subprocess.Popen(
+            process: subprocess.Popen[bytes] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

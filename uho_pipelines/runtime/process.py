@@ -3,6 +3,7 @@
 What belongs here: starting, watching and stopping a process. Which processes there are is `stack.py`'s business.
 """
 
+import contextlib
 import ctypes
 import ctypes.util
 import os
@@ -48,7 +49,7 @@ _LIBC = _library()
 
 
 def die_with_parent(signal_number: signal.Signals) -> Callable[[], None]:
-    """Return a `preexec_fn` that asks the kernel for this signal when the parent dies (Linux; elsewhere it does nothing).
+    """Return a `preexec_fn` that asks the kernel for this signal when the parent dies (on Linux; elsewhere nothing).
 
     So `kill -9` of `uho` leaves nothing behind.
     """
@@ -87,14 +88,10 @@ class Child:
         """End the process and what it started: SIGTERM, then SIGKILL after `seconds`."""
         if self.process.poll() is None:
             self.process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                pass
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
 

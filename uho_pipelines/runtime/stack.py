@@ -4,20 +4,23 @@ What belongs here: which processes there are, what they are told, when they are 
 How Postgres is run is `postgres.py`'s business, how one child process is run is `process.py`'s.
 """
 
+import json
 import os
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
+from pydantic import SecretStr
 
 import uho_pipelines
+from uho_pipelines.errors import UhoError
 from uho_pipelines.runtime.postgres import EmbeddedPostgres
 from uho_pipelines.runtime.process import Child, ChildFailedError, start_child
 from uho_pipelines.runtime.secrets import read_or_create_secret
@@ -31,36 +34,41 @@ RESTARTS_ALLOWED = 5
 
 RESTART_WINDOW_SECONDS = 300.0
 
+LOCATION_STATUS = """{ workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError {
+    __typename ... on PythonError { message } } } } } }"""
 
-class PortTakenError(Exception):
+
+class PortTakenError(UhoError):
     """Another process listens where one of ours should."""
 
     def __init__(self, what: str, port: int, setting: str) -> None:
         self.what = what
         self.port = port
         self.setting = setting
-        super().__init__(f"{what} cannot listen on 127.0.0.1:{port}: the port is taken. Set {setting} to a free port.")
+        super().__init__(f"{what} cannot listen on 127.0.0.1:{port}: the port is taken. Set {setting} to a free one")
 
 
-class ProgramMissingError(Exception):
+class BuiltProgramMissingError(UhoError):
     """A program that the project builds is not there."""
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, variable: str) -> None:
         self.name = name
         self.path = path
-        super().__init__(f"{name} is not at {path}: run `make build`, or set UHO_{name.upper().replace('-', '_')}_BINARY")
+        super().__init__(f"{name} is not at {path}: run `make build`, or set {variable}")
 
 
 def built_program(name: str) -> Path:
-    """Return the path of `uho-sidecar` or `archive-sim`: `UHO_<NAME>_BINARY`, else the release build.
+    """Return the path of `uho-sidecar` or `archive-sim`.
+
+    It is what `UHO_SIDECAR_BINARY` or `UHO_ARCHIVE_SIM_BINARY` says, else the release build.
 
     Raises:
-        ProgramMissingError: nothing is there.
+        BuiltProgramMissingError: nothing is there.
     """
-    variable = f"{name.upper().replace('-', '_')}_BINARY".removeprefix("UHO_")
-    path = Path(os.environ.get(f"UHO_{variable}", PROJECT_ROOT / "sidecar" / "target" / "release" / name))
+    variable = f"UHO_{name.removeprefix('uho-').upper().replace('-', '_')}_BINARY"
+    path = Path(os.environ.get(variable) or PROJECT_ROOT / "sidecar" / "target" / "release" / name)
     if not path.is_file():
-        raise ProgramMissingError(name, path)
+        raise BuiltProgramMissingError(name, path, variable)
     return path
 
 
@@ -72,6 +80,53 @@ class Service:
     start: Callable[[], Child]
     child: Child
     ended_at: list[float] = field(default_factory=list[float])
+
+
+@dataclass
+class Stack:
+    """What runs: the services started here, and where they are reached."""
+
+    settings: Settings
+    """As given, with the warehouse's URL filled in."""
+    environment: Mapping[str, str]
+    """What Dagster's processes are started with."""
+    say: Callable[[str], None]
+    services: list[Service] = field(default_factory=list[Service])
+
+    @property
+    def url(self) -> str:
+        """Where the Dagster UI is, once it runs."""
+        return f"http://127.0.0.1:{self.settings.webserver_port}"
+
+    def add(self, name: str, start: Callable[[], Child]) -> Service:
+        """Start a service and watch it from now on."""
+        service = Service(name, start, start())
+        self.services.append(service)
+        return service
+
+    def watch(self) -> None:
+        """Start again whatever ended, and say so; return at once.
+
+        Raises:
+            ChildFailedError: a process ended more than `RESTARTS_ALLOWED` times within `RESTART_WINDOW_SECONDS`.
+        """
+        for service in self.services:
+            code = service.child.process.poll()
+            if code is None:
+                continue
+            now = time.monotonic()
+            service.ended_at = [at for at in service.ended_at if now - at < RESTART_WINDOW_SECONDS] + [now]
+            if len(service.ended_at) > RESTARTS_ALLOWED:
+                raise ChildFailedError(service.name, f"ended {len(service.ended_at)} times", service.child.log)
+            times = f"{len(service.ended_at)} of {RESTARTS_ALLOWED}"
+            self.say(f"{service.name} ended with exit code {code}; starting it again ({times})")
+            service.child.stop(seconds=1)
+            service.child = service.start()
+
+    def stop(self) -> None:
+        """Stop what was started here, the last first."""
+        while self.services:
+            self.services.pop().child.stop()
 
 
 def is_listening(port: int) -> bool:
@@ -93,20 +148,21 @@ def start_sidecar(settings: Settings) -> Child:
     """Start the sidecar at `settings.sidecar_url`, serving every network that has an archive.
 
     Raises:
-        PortTakenError, ProgramMissingError, ChildFailedError
+        PortTakenError, BuiltProgramMissingError, ChildFailedError
     """
     port = urlsplit(settings.sidecar_url).port or 3001
     if is_listening(port):
         raise PortTakenError("the sidecar", port, "UHO_SIDECAR_URL")
-    read_or_create_secret(settings.home, "sidecar")
     command = [str(built_program("uho-sidecar")), "serve", "--listen", f"127.0.0.1:{port}"]
     for name, network in sorted(settings.networks.items()):
         if network.archive_url:
             command += ["--archive", f"{name}={network.archive_url}"]
-    environment = dict(os.environ)
+    # glibc otherwise keeps an arena per thread: 132 MB and creeping after 15 jobs, against 81 MB and flat.
+    environment = {"MALLOC_ARENA_MAX": "2", **os.environ}
     if settings.sidecar_secret is not None:
         environment["UHO_SIDECAR_SECRET"] = settings.sidecar_secret.get_secret_value()
     else:
+        read_or_create_secret(settings.home, "sidecar")
         command += ["--secret-file", str(settings.home / "secrets" / "sidecar")]
     log = settings.home / "logs" / "sidecar.log"
     child = start_child("sidecar", command, environment=environment, log=log, folder=settings.home)
@@ -122,136 +178,127 @@ def dagster_home(settings: Settings) -> Path:
     return folder
 
 
-def environment_for_dagster(settings: Settings, postgres_url: str, dagster_postgres_url: str) -> dict[str, str]:
-    """Return the environment in which Dagster's processes find everything: this one's plus what was decided here."""
-    return {
-        **os.environ,
-        "DAGSTER_HOME": str(dagster_home(settings)),
-        "PYTHONUNBUFFERED": "1",
+def settings_environment(settings: Settings) -> dict[str, str]:
+    """Return the environment variables by which another process reads the same settings."""
+    networks = {name: network.model_dump(mode="json") for name, network in settings.networks.items()}
+    for name, network in settings.networks.items():
+        networks[name]["rpc_url"] = network.rpc_url.get_secret_value() if network.rpc_url else None
+    environment = {
         "UHO_HOME": str(settings.home),
-        "UHO_POSTGRES_URL": postgres_url,
-        "UHO_DAGSTER_POSTGRES_URL": dagster_postgres_url,
+        "UHO_PROGRAMS_DIR": str(settings.programs_dir),
+        "UHO_SIDECAR_URL": settings.sidecar_url,
+        "UHO_LAKE_DIR": settings.lake_dir,
+        "UHO_NETWORKS": json.dumps(networks),
+        "UHO_DISK_RESERVE_BYTES": str(settings.disk_reserve_bytes),
+        "UHO_WEBSERVER_PORT": str(settings.webserver_port),
         "UHO_CODE_SERVER_PORT": str(settings.code_server_port),
     }
+    if settings.postgres_url is not None:
+        environment["UHO_POSTGRES_URL"] = settings.postgres_url.get_secret_value()
+    if settings.sidecar_secret is not None:
+        environment["UHO_SIDECAR_SECRET"] = settings.sidecar_secret.get_secret_value()
+    return environment
 
 
 @contextmanager
-def backing_services(settings: Settings) -> Iterator[dict[str, str]]:
-    """Have Postgres and the sidecar run, and this process's environment and Dagster home point at them.
+def backing_services(settings: Settings, say: Callable[[str], None]) -> Generator[Stack]:
+    """Have Postgres and the sidecar run.
 
-    What already runs (of a `uho up` beside, or set by `UHO_POSTGRES_URL`) is used and left running; what was started
-    here is stopped on leaving. Yields the environment for Dagster's own processes.
+    What runs already (of a `uho up` beside this, or the Postgres of `UHO_POSTGRES_URL`) is used and left running; what
+    is started here is stopped on leaving.
     """
-    with ExitStack() as stack:
-        if settings.postgres_url is not None:
-            postgres_url = settings.postgres_url.get_secret_value()
-            dagster_postgres_url = os.environ.get("UHO_DAGSTER_POSTGRES_URL", postgres_url)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as exits:
+        if settings.postgres_url is None:
+            server = exits.enter_context(EmbeddedPostgres(settings.home))
+            dagster_storage = server.url("dagster")
+            settings = settings.model_copy(update={"postgres_url": SecretStr(server.url("uho"))})
         else:
-            server = stack.enter_context(EmbeddedPostgres(settings.home))
-            postgres_url, dagster_postgres_url = server.url("uho"), server.url("dagster")
-        environment = environment_for_dagster(settings, postgres_url, dagster_postgres_url)
-        os.environ.update(environment)
-        if not sidecar_answers(settings.sidecar_url):
-            stack.callback(start_sidecar(settings).stop)
-        yield environment
-
-
-class DagsterStack:
-    """Dagster's code server, webserver and daemon, watched: a process that ends is started again, and said so."""
-
-    def __init__(self, settings: Settings, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
-        self.settings = settings
-        self.environment = dict(environment)
-        self.say = say
-        self.services: list[Service] = []
-
-    @property
-    def url(self) -> str:
-        """Where the Dagster UI is."""
-        return f"http://127.0.0.1:{self.settings.webserver_port}"
-
-    def __enter__(self) -> "DagsterStack":
-        """Start the three processes; return when the UI has loaded the code location.
-
-        Raises:
-            PortTakenError, ChildFailedError
-        """
-        settings = self.settings
-        for what, port, setting in (
-            ("the Dagster UI", settings.webserver_port, "UHO_WEBSERVER_PORT"),
-            ("Dagster's code server", settings.code_server_port, "UHO_CODE_SERVER_PORT"),
-        ):
-            if is_listening(port):
-                raise PortTakenError(what, port, setting)
-        bin_folder = Path(sys.executable).parent
-        workspace = str(PROJECT_ROOT / "workspace.yaml")
-        commands = {
-            "code-server": [
-                *[str(bin_folder / "dagster"), "code-server", "start", "--host", "127.0.0.1"],
-                *["--port", str(settings.code_server_port), "--module-name", "uho_pipelines.definitions"],
-                *["--location-name", "uho_pipelines"],
-            ],
-            "webserver": [
-                *[str(bin_folder / "dagster-webserver"), "--host", "127.0.0.1"],
-                *["--port", str(settings.webserver_port), "--workspace", workspace],
-            ],
-            "daemon": [str(bin_folder / "dagster-daemon"), "run", "--workspace", workspace],
+            dagster_storage = settings.postgres_url.get_secret_value()
+        dagster_storage = os.environ.get("UHO_DAGSTER_POSTGRES_URL") or dagster_storage
+        scheme, rest = dagster_storage.split("://", 1)
+        environment = {
+            **os.environ,
+            **settings_environment(settings),
+            "DAGSTER_HOME": str(dagster_home(settings)),
+            "UHO_DAGSTER_POSTGRES_URL": f"{'postgresql+psycopg2' if '+' not in scheme else scheme}://{rest}",
+            "PYTHONUNBUFFERED": "1",
         }
-        try:
-            for name, command in commands.items():
-                self._add(name, command)
-                if name == "code-server":
-                    self.services[-1].child.wait_until_ready(lambda: is_listening(settings.code_server_port), seconds=60)
-            self.services[1].child.wait_until_ready(self._location_is_loaded, seconds=180)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop the three processes, the last started first."""
-        for service in reversed(self.services):
-            service.child.stop()
-        self.services.clear()
-
-    def watch(self) -> None:
-        """Start again whatever ended; return at once.
-
-        Raises:
-            ChildFailedError: a process ended more than `RESTARTS_ALLOWED` times within `RESTART_WINDOW_SECONDS`.
-        """
-        for service in self.services:
-            code = service.child.process.poll()
-            if code is None:
-                continue
-            now = time.monotonic()
-            service.ended_at = [at for at in service.ended_at if now - at < RESTART_WINDOW_SECONDS] + [now]
-            if len(service.ended_at) > RESTARTS_ALLOWED:
-                raise ChildFailedError(service.name, f"ended {len(service.ended_at)} times", service.child.log)
-            self.say(f"{service.name} ended with exit code {code}; starting it again ({len(service.ended_at)} of {RESTARTS_ALLOWED})")
-            service.child.stop(seconds=1)
-            service.child = service.start()
-
-    def _add(self, name: str, command: list[str]) -> None:
-        log = self.settings.home / "logs" / f"{name}.log"
-
-        def start() -> Child:
-            return start_child(name, command, environment=self.environment, log=log, folder=PROJECT_ROOT)
-
-        self.services.append(Service(name, start, start()))
-
-    def _location_is_loaded(self) -> bool:
-        query = """{ workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError {
-            __typename ... on PythonError { message } } } } } }"""
-        try:
-            answer = requests.post(f"{self.url}/graphql", json={"query": query}, timeout=30).json()
-        except (requests.RequestException, ValueError):
-            return False
-        entries = answer["data"]["workspaceOrError"].get("locationEntries") or []
-        for entry in entries:
-            fault = entry["locationOrLoadError"]
-            if fault is not None and fault["__typename"] == "PythonError":
-                raise ChildFailedError("code-server", f"could not load the project: {fault['message'][:2000]}", self.services[0].child.log)
-        return bool(entries) and all(entry["loadStatus"] == "LOADED" for entry in entries)
+        stack = Stack(settings, environment, say)
+        exits.callback(stack.stop)
+        if not sidecar_answers(settings.sidecar_url):
+            stack.add("sidecar", lambda: start_sidecar(settings))
+        yield stack
 
 
+@contextmanager
+def running_stack(settings: Settings, say: Callable[[str], None]) -> Generator[Stack]:
+    """Have everything run: Postgres, the sidecar, and Dagster's code server, webserver and daemon.
+
+    Returns when the UI has loaded the code location.
+
+    Raises:
+        PortTakenError, BuiltProgramMissingError, ChildFailedError, PostgresFailedError
+    """
+    for what, port, setting in (
+        ("the Dagster UI", settings.webserver_port, "UHO_WEBSERVER_PORT"),
+        ("Dagster's code server", settings.code_server_port, "UHO_CODE_SERVER_PORT"),
+    ):
+        if is_listening(port):
+            raise PortTakenError(what, port, setting)
+    with backing_services(settings, say) as stack:
+        prepare_dagster(stack.environment)
+        _start_dagster(stack)
+        yield stack
+
+
+def prepare_dagster(environment: Mapping[str, str]) -> None:
+    """Make Dagster's own tables before several of its processes would at once, and set its pools' limits."""
+    os.environ.update(environment)
+    from dagster import DagsterInstance
+
+    from uho_pipelines.assets import set_pool_limits
+
+    with DagsterInstance.from_config(environment["DAGSTER_HOME"]) as instance:
+        set_pool_limits(instance)
+
+
+def _start_dagster(stack: Stack) -> None:
+    settings = stack.settings
+    folder = Path(sys.executable).parent
+    workspace = ["--workspace", str(PROJECT_ROOT / "workspace.yaml")]
+    port = str(settings.code_server_port)
+    code_server = _add_dagster(
+        stack,
+        "code-server",
+        [
+            *(str(folder / "dagster"), "code-server", "start", "--host", "127.0.0.1", "--port", port),
+            *("--module-name", "uho_pipelines.definitions", "--location-name", "uho_pipelines"),
+        ],
+    )
+    code_server.child.wait_until_ready(lambda: is_listening(settings.code_server_port), seconds=120)
+    address = ["--host", "127.0.0.1", "--port", str(settings.webserver_port)]
+    webserver = _add_dagster(stack, "webserver", [str(folder / "dagster-webserver"), *address, *workspace])
+    _add_dagster(stack, "daemon", [str(folder / "dagster-daemon"), "run", *workspace])
+    webserver.child.wait_until_ready(lambda: _location_is_loaded(stack, code_server), seconds=180)
+
+
+def _add_dagster(stack: Stack, name: str, command: Sequence[str]) -> Service:
+    log = stack.settings.home / "logs" / f"{name}.log"
+    return stack.add(
+        name, lambda: start_child(name, command, environment=stack.environment, log=log, folder=PROJECT_ROOT)
+    )
+
+
+def _location_is_loaded(stack: Stack, code_server: Service) -> bool:
+    try:
+        answer = requests.post(f"{stack.url}/graphql", json={"query": LOCATION_STATUS}, timeout=30).json()
+    except (requests.RequestException, ValueError):
+        return False
+    entries = answer["data"]["workspaceOrError"].get("locationEntries") or []
+    for entry in entries:
+        fault = entry["locationOrLoadError"]
+        if fault is not None and fault["__typename"] == "PythonError":
+            reason = f"could not load the project: {fault['message'][:2000]}"
+            raise ChildFailedError("code-server", reason, code_server.child.log)
+    return bool(entries) and all(entry["loadStatus"] == "LOADED" for entry in entries)

@@ -3,9 +3,17 @@
 from uho_pipelines.warehouse.connection import Connection, connect
 from uho_pipelines.warehouse.load import ChunkLoad, LoadResult, chunk_load
 from uho_pipelines.warehouse.migrate import migrate
-from uho_pipelines.warehouse.tables import TablePlan, WarehousePlan, ensure_tables
+from uho_pipelines.warehouse.tables import TablePlan, WarehousePlan, ensure_tables, read_plan
 
 __all__ = [
-    *("ChunkLoad", "Connection", "LoadResult", "TablePlan", "WarehousePlan"),
-    *("chunk_load", "connect", "ensure_tables", "migrate"),
+    "ChunkLoad",
+    "Connection",
+    "LoadResult",
+    "TablePlan",
+    "WarehousePlan",
+    "chunk_load",
+    "connect",
+    "ensure_tables",
+    "migrate",
+    "read_plan",
 ]

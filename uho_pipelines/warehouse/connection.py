@@ -15,8 +15,8 @@ CONNECT_SECONDS = 10
 def connect(url: str, *, application_name: str) -> Connection:
     """Open a connection to the warehouse at `url`.
 
-    The session's time zone, float digits and bytea output are fixed, since row digests are computed from values as text.
-    Keep-alives notice within two minutes a server that vanished.
+    The session's time zone, float digits and bytea output are fixed, since row digests are computed from values as
+    text. Keep-alives notice within two minutes a server that vanished.
 
     Raises:
         psycopg.OperationalError: it cannot be reached or refuses us.

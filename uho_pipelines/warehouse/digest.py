@@ -1,7 +1,7 @@
 """The digest of a chunk's rows in one table, computed in SQL: it finds damage, it is no protection from an adversary.
 
-A row's digest is a 64-bit hash of the row as jsonb without its nulls, so that adding a nullable column leaves old digests
-valid; a chunk's digest is the sum over its rows, so that their order does not matter.
+A row's digest is a 64-bit hash of the row as jsonb without its nulls, so that adding a nullable column leaves old
+digests valid; a chunk's digest is the sum over its rows, so that their order does not matter.
 """
 
 from psycopg import sql

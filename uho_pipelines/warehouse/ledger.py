@@ -31,8 +31,8 @@ class AttemptFencedError(UhoError):
         self.chunk = chunk
         self.stage = stage
         super().__init__(
-            f"{program} chunk {chunk.key}: another attempt at its {stage} began later and owns it; nothing was changed. "
-            "Look at that attempt's run"
+            f"{program} chunk {chunk.key}: another attempt at its {stage} began later and owns it; nothing was "
+            "changed. Look at that attempt's run"
         )
 
 
@@ -70,7 +70,8 @@ def fix_chunk_slots(connection: Connection, network: str, chunk_slots: int) -> N
     """
     with connection.transaction():
         connection.execute(
-            "INSERT INTO uho.network (network, chunk_slots) VALUES (%s, %s) ON CONFLICT DO NOTHING", [network, chunk_slots]
+            "INSERT INTO uho.network (network, chunk_slots) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+            [network, chunk_slots],
         )
         fixed = _one(connection, "SELECT chunk_slots FROM uho.network WHERE network = %s", [network])
     if fixed != chunk_slots:
@@ -86,7 +87,9 @@ def get_tip(connection: Connection, network: str) -> int | None:
 def set_tip(connection: Connection, network: str, slot: int) -> None:
     """Move the tip of `network` to `slot` (exclusive end); it never moves back."""
     with connection.transaction():
-        connection.execute("UPDATE uho.network SET tip = greatest(coalesce(tip, 0), %s) WHERE network = %s", [slot, network])
+        connection.execute(
+            "UPDATE uho.network SET tip = greatest(coalesce(tip, 0), %s) WHERE network = %s", [slot, network]
+        )
 
 
 def register_program(connection: Connection, program: Program) -> None:
@@ -173,14 +176,17 @@ def fail_attempt(
     error: str,
     counts: dict[str, Any] | None = None,
 ) -> None:
-    """Mark the stage failed with its error, and keep the counts of what was decoded; nothing if a later attempt owns it."""
-    assignments = [sql.SQL("{state} = 'failed', {finished} = now(), {error} = %s").format(**_columns(stage))]
+    """Mark the stage failed with its error, and keep the counts; nothing if a later attempt owns the stage."""
+    assignments: list[sql.Composable] = [
+        sql.SQL("{state} = 'failed', {finished} = now(), {error} = %s").format(**_columns(stage))
+    ]
     values: list[Any] = [error[:ERROR_CHARACTERS]]
     if counts is not None:
         assignments.append(sql.SQL("events_counts = %s"))
         values.append(Jsonb(counts))
     query = sql.SQL(
-        "UPDATE uho.chunk SET {assignments} WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s) AND {attempt} = %s"
+        "UPDATE uho.chunk SET {assignments} "
+        "WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s) AND {attempt} = %s"
     ).format(assignments=sql.SQL(", ").join(assignments), **_columns(stage))
     with connection.transaction():
         connection.execute(query, [*values, *_key(program, chunk), attempt])
@@ -191,7 +197,13 @@ def _key(program: Program, chunk: Chunk) -> list[Any]:
 
 
 def _columns(stage: Stage) -> dict[str, sql.Identifier]:
-    names = {"attempt": "attempt", "state": "state", "started": "started_at", "finished": "finished_at", "error": "error"}
+    names = {
+        "attempt": "attempt",
+        "state": "state",
+        "started": "started_at",
+        "finished": "finished_at",
+        "error": "error",
+    }
     return {name: sql.Identifier(f"{stage}_{column}") for name, column in names.items()}
 
 

@@ -5,13 +5,12 @@ was fenced, or that leaves without `commit`, changes nothing.
 """
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute
 import uho_native
 from psycopg import sql
 from psycopg.types.json import Jsonb
@@ -42,7 +41,9 @@ class LoadResult:
 class ChunkLoad:
     """One chunk's transaction. `write` decoded batches in any order, then `commit` once."""
 
-    def __init__(self, connection: Connection, plan: WarehousePlan, program: Program, chunk: Chunk, attempt: uuid.UUID) -> None:
+    def __init__(
+        self, connection: Connection, plan: WarehousePlan, program: Program, chunk: Chunk, attempt: uuid.UUID
+    ) -> None:
         self.connection = connection
         self.plan = plan
         self.program = program
@@ -80,7 +81,9 @@ class ChunkLoad:
             "DELETE FROM uho.chunk_table WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s)", self._key
         )
         for event, table in self.plan.tables.items():
-            rows[event], digests[event] = row_digest(self.connection, table.schema, table.name, self.chunk.start, self.chunk.end)
+            rows[event], digests[event] = row_digest(
+                self.connection, table.schema, table.name, self.chunk.start, self.chunk.end
+            )
             self.connection.execute(
                 "INSERT INTO uho.chunk_table (network, owner, program, chunk_start, event, row_count, row_digest) "
                 "VALUES (%s, %s, %s, %s, %s, %s, %s)",
@@ -104,14 +107,17 @@ class ChunkLoad:
         )
         # Taking the row's lock keeps a later attempt waiting in `begin_attempt` no longer than this transaction lasts.
         owner = self.connection.execute(
-            "SELECT 1 FROM uho.chunk WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s) AND events_attempt = %s",
+            "SELECT 1 FROM uho.chunk "
+            "WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s) AND events_attempt = %s",
             [*self._key, self.attempt],
         ).fetchone()
         if owner is None:
             raise AttemptFencedError(self.program.key, self.chunk, "events")
         span = [self.chunk.start, self.chunk.end]
         for table in self.plan.tables.values():
-            delete = sql.SQL("DELETE FROM {} WHERE slot >= %s AND slot < %s").format(sql.Identifier(table.schema, table.name))
+            delete = sql.SQL("DELETE FROM {} WHERE slot >= %s AND slot < %s").format(
+                sql.Identifier(table.schema, table.name)
+            )
             self.connection.execute(delete, span)
         self.connection.execute(
             "DELETE FROM uho.quarantine WHERE (network, owner, program) = (%s, %s, %s) AND slot >= %s AND slot < %s",
@@ -127,18 +133,20 @@ class ChunkLoad:
         self._copy_rows(table.schema, table.name, table.columns, self.buffers.pop(event))
 
     def _quarantine(self, batch: pa.RecordBatch) -> None:
-        """COPY quarantined records, with the program's key in front and the payload's length instead of its program id."""
+        """COPY quarantined records, with the program's key in front and the payload's length."""
         count = batch.num_rows
         text = {b"uho:postgres": b"text"}
         columns: dict[str, tuple[Any, dict[bytes, bytes]]] = {
             name: (pa.array([value] * count, pa.string()), text)
             for name, value in zip(("network", "owner", "program"), self._key[:3], strict=True)
         }
-        lengths = pa.compute.binary_length(batch.column("payload")).cast(pa.int64())
+        lengths = pa.array([len(payload) for payload in batch.column("payload").to_pylist()], pa.int64())
         columns["length"] = (lengths, {b"uho:postgres": b"bigint"})
         for name in QUARANTINE_COLUMNS:
             columns[name] = (batch.column(name), batch.schema.field(name).metadata)
-        schema = pa.schema([pa.field(name, array.type, metadata=metadata) for name, (array, metadata) in columns.items()])
+        schema = pa.schema(
+            [pa.field(name, array.type, metadata=metadata) for name, (array, metadata) in columns.items()]
+        )
         rows = pa.RecordBatch.from_arrays([array for array, _ in columns.values()], schema=schema)
         self._copy_rows("uho", "quarantine", tuple(columns), uho_native.encode_copy(rows))
         self.quarantined += count
@@ -154,7 +162,17 @@ class ChunkLoad:
 
 
 QUARANTINE_COLUMNS = (
-    *("slot", "tx_index", "event_index", "signature", "block_time", "source", "instruction_path", "failed", "truncated"),
+    *(
+        "slot",
+        "tx_index",
+        "event_index",
+        "signature",
+        "block_time",
+        "source",
+        "instruction_path",
+        "failed",
+        "truncated",
+    ),
     *("discriminator", "reason", "idl", "payload"),
 )
 """What `uho.quarantine` takes as it is from the decoder's quarantine batch."""
@@ -163,10 +181,10 @@ QUARANTINE_COLUMNS = (
 @contextmanager
 def chunk_load(
     connection: Connection, plan: WarehousePlan, program: Program, chunk: Chunk, attempt: uuid.UUID
-) -> Iterator[ChunkLoad]:
-    """Replace a chunk's rows: `with chunk_load(…) as load: load.write(…); load.commit(…)`; without commit nothing changes.
+) -> Generator[ChunkLoad]:
+    """Replace a chunk's rows: `with chunk_load(…) as load: load.write(…); load.commit(…)`.
 
-    The connection is used for this transaction alone until the block ends.
+    Without commit nothing changes. The connection is used for this transaction alone until the block ends.
 
     Raises:
         AttemptFencedError: a later attempt owns the chunk.

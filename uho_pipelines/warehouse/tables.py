@@ -16,13 +16,23 @@ from uho_pipelines.registry import Program
 from uho_pipelines.warehouse.connection import Connection
 from uho_pipelines.warehouse.naming import FIXED_COLUMNS, column_name, sql_name
 
-POSTGRES_TYPES = frozenset(
-    {
-        *("bigint", "boolean", "bytea", "double precision", "integer", "jsonb", "numeric", "real", "smallint", "text"),
-        "timestamptz",
-    }
-)
+POSTGRES_TYPES: Mapping[str, sql.SQL] = {
+    "bigint": sql.SQL("bigint"),
+    "boolean": sql.SQL("boolean"),
+    "bytea": sql.SQL("bytea"),
+    "double precision": sql.SQL("double precision"),
+    "integer": sql.SQL("integer"),
+    "jsonb": sql.SQL("jsonb"),
+    "numeric": sql.SQL("numeric"),
+    "real": sql.SQL("real"),
+    "smallint": sql.SQL("smallint"),
+    "text": sql.SQL("text"),
+    "timestamptz": sql.SQL("timestamptz"),
+}
 """The column types that the decoder asks for; anything else is refused rather than put into SQL."""
+
+FLAG_COLUMNS = ("failed", "truncated")
+"""The last columns of the tables of a program with `include_failed`."""
 
 NULLABLE_FIXED_COLUMNS = frozenset({"block_time"})
 
@@ -56,9 +66,7 @@ class WarehousePlan:
     tables: Mapping[str, TablePlan] = field(default_factory=dict[str, TablePlan])
 
 
-def ensure_tables(
-    connection: Connection, program: Program, tables: Sequence[uho_native.EventTable]
-) -> WarehousePlan:
+def ensure_tables(connection: Connection, program: Program, tables: Sequence[uho_native.EventTable]) -> WarehousePlan:
     """Have the program's schema with a table per event, every field a column, and return where rows go.
 
     One transaction; safe to run concurrently. Columns are added, never removed or changed. The program must be in the
@@ -76,6 +84,22 @@ def ensure_tables(
     return WarehousePlan(program.schema_name, plans)
 
 
+def read_plan(connection: Connection, program: Program) -> WarehousePlan:
+    """Return the program's tables as they are, for reading: names from `uho.sql_name`, nothing is made."""
+    with connection.transaction():
+        rows = connection.execute(
+            "SELECT event, field, sql_name FROM uho.sql_name WHERE (network, owner, program) = (%s, %s, %s)",
+            [program.network, program.owner, program.name],
+        ).fetchall()
+    tables = {event: made for event, name, made in rows if not name}
+    columns = {event: {name: made for of, name, made in rows if of == event and name} for event in tables}
+    schema = program.schema_name
+    plans = {
+        event: TablePlan(schema, made, tuple(columns[event].values()), columns[event]) for event, made in tables.items()
+    }
+    return WarehousePlan(schema, plans)
+
+
 def _ensure_table(
     connection: Connection,
     program: Program,
@@ -86,19 +110,20 @@ def _ensure_table(
     schema: pa.Schema = table.schema
     name = names.table(table.name)
     identifier = sql.Identifier(program.schema_name, name)
+    fixed = 1 + schema.names.index("block_time")
     columns: dict[str, str] = {}
     fields: dict[str, str] = {}
-    fixed = _fixed_count(schema)
     for index, arrow_field in enumerate(schema):
-        own = fixed <= index and not (arrow_field.name in ("failed", "truncated") and index >= len(schema) - 2 and _has_flags(schema))
-        column = names.column(table.name, arrow_field.name) if own else arrow_field.name
+        column = arrow_field.name if index < fixed else names.column(table.name, arrow_field.name)
         columns[column] = _postgres_type(name, arrow_field)
-        if own:
+        if index >= fixed:
             fields[arrow_field.name] = column
+    if program.include_failed:
+        columns |= dict.fromkeys(FLAG_COLUMNS, "boolean")
     definitions = [
         sql.SQL("{} {}{}").format(
             sql.Identifier(column),
-            sql.SQL(kind),
+            POSTGRES_TYPES[kind],
             sql.SQL(" NOT NULL" if column in FIXED_COLUMNS and column not in NULLABLE_FIXED_COLUMNS else ""),
         )
         for column, kind in columns.items()
@@ -112,23 +137,31 @@ def _ensure_table(
         for column, kind in columns.items():
             kept = existing.get((name, column))
             if kept is None:
-                default = sql.SQL(" NOT NULL DEFAULT false" if column in ("failed", "truncated") and column not in fields.values() else "")
+                default = sql.SQL(
+                    " NOT NULL DEFAULT false"
+                    if column in ("failed", "truncated") and column not in fields.values()
+                    else ""
+                )
                 connection.execute(
-                    sql.SQL("ALTER TABLE {} ADD COLUMN {} {}{}").format(identifier, sql.Identifier(column), sql.SQL(kind), default)
+                    sql.SQL("ALTER TABLE {} ADD COLUMN {} {}{}").format(
+                        identifier, sql.Identifier(column), POSTGRES_TYPES[kind], default
+                    )
                 )
             elif kept != kind:
                 raise ColumnTypeError(name, column, f"is {kept}; the IDL now asks for {kind}")
-    _comment(connection, identifier, table, fields)
+    _comment(connection, program.schema_name, name, table, fields)
     return TablePlan(program.schema_name, name, tuple(columns), fields)
 
 
-def _comment(connection: Connection, identifier: sql.Identifier, table: uho_native.EventTable, fields: Mapping[str, str]) -> None:
-    comment = table.docs or f"Event {table.name}"
-    connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(identifier, sql.Literal(_plain(comment))))
+def _comment(
+    connection: Connection, schema: str, name: str, table: uho_native.EventTable, fields: Mapping[str, str]
+) -> None:
+    comment = sql.Literal(_plain(table.docs or f"Event {table.name}"))
+    connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(sql.Identifier(schema, name), comment))
     for arrow_field in table.schema:
         docs = (arrow_field.metadata or {}).get(b"uho:docs", b"").decode()
         if docs and arrow_field.name in fields:
-            column = sql.Identifier(*identifier._obj, fields[arrow_field.name])  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            column = sql.Identifier(schema, name, fields[arrow_field.name])
             connection.execute(sql.SQL("COMMENT ON COLUMN {} IS {}").format(column, sql.Literal(_plain(docs))))
 
 
@@ -139,16 +172,10 @@ def _plain(text: str) -> str:
 def _postgres_type(table: str, arrow_field: Any) -> str:  # noqa: ANN401 - pyarrow has no types
     kind = (arrow_field.metadata or {}).get(b"uho:postgres", b"").decode()
     if kind not in POSTGRES_TYPES:
-        raise ColumnTypeError(table, arrow_field.name, f"the decoder asks for the Postgres type {kind!r}, which is not known")
+        raise ColumnTypeError(
+            table, arrow_field.name, f"the decoder asks for the Postgres type {kind!r}, which is not known"
+        )
     return kind
-
-
-def _fixed_count(schema: pa.Schema) -> int:
-    return 1 + schema.names.index("block_time")
-
-
-def _has_flags(schema: pa.Schema) -> bool:
-    return len(schema) >= _fixed_count(schema) + 2 and schema.names[-2:] == ["failed", "truncated"]
 
 
 def _existing_columns(connection: Connection, schema: str) -> dict[tuple[str, str], str]:
@@ -182,7 +209,8 @@ class _Names:
 
     def _keep(self, event: str, name: str, made: str) -> str:
         self.connection.execute(
-            "INSERT INTO uho.sql_name (network, owner, program, event, field, sql_name) VALUES (%s, %s, %s, %s, %s, %s)",
+            "INSERT INTO uho.sql_name (network, owner, program, event, field, sql_name) "
+            "VALUES (%s, %s, %s, %s, %s, %s)",
             [*self.key, event, name, made],
         )
         self.kept[event, name] = made

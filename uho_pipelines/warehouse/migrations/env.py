@@ -2,5 +2,7 @@
 
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"], version_table="schema_version", version_table_schema="uho")
+context.configure(
+    connection=context.config.attributes["connection"], version_table="schema_version", version_table_schema="uho"
+)
 context.run_migrations()

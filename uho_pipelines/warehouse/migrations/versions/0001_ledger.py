@@ -14,7 +14,8 @@ CREATE TABLE uho.network (
   chunk_slots bigint NOT NULL CHECK (chunk_slots > 0),
   tip         bigint
 );
-COMMENT ON TABLE uho.network IS 'Networks in use; chunk_slots is fixed at first use, tip is the end slot of the newest epoch published whole';
+COMMENT ON TABLE uho.network IS
+  'Networks in use; chunk_slots is fixed at first use, tip is the end slot of the newest epoch published whole';
 
 CREATE TABLE uho.program (
   network     text NOT NULL REFERENCES uho.network,
@@ -31,14 +32,16 @@ CREATE TABLE uho.chunk (
   program             text NOT NULL,
   chunk_start         bigint NOT NULL,
   chunk_end           bigint NOT NULL CHECK (chunk_end > chunk_start),
-  records_state       text NOT NULL DEFAULT 'pending' CHECK (records_state IN ('pending', 'running', 'complete', 'failed')),
+  records_state       text NOT NULL DEFAULT 'pending'
+    CHECK (records_state IN ('pending', 'running', 'complete', 'failed')),
   records_attempt     uuid,
   records_started_at  timestamptz,
   records_finished_at timestamptz,
   records_error       text,
   certificate         jsonb,
   records_digest      text,
-  events_state        text NOT NULL DEFAULT 'pending' CHECK (events_state IN ('pending', 'running', 'complete', 'failed')),
+  events_state        text NOT NULL DEFAULT 'pending'
+    CHECK (events_state IN ('pending', 'running', 'complete', 'failed')),
   events_attempt      uuid,
   events_started_at   timestamptz,
   events_finished_at  timestamptz,
@@ -48,9 +51,11 @@ CREATE TABLE uho.chunk (
   PRIMARY KEY (network, owner, program, chunk_start),
   FOREIGN KEY (network, owner, program) REFERENCES uho.program
 );
-COMMENT ON COLUMN uho.chunk.certificate IS 'The certificate of the records in the lake, of the last attempt that completed';
+COMMENT ON COLUMN uho.chunk.certificate IS
+  'The certificate of the records in the lake, of the last attempt that completed';
 COMMENT ON COLUMN uho.chunk.records_digest IS 'Digest of the records in the lake';
-COMMENT ON COLUMN uho.chunk.loaded_digest IS 'Digest of the records that the rows in the event tables were decoded from';
+COMMENT ON COLUMN uho.chunk.loaded_digest IS
+  'Digest of the records that the rows in the event tables were decoded from';
 
 CREATE TABLE uho.chunk_table (
   network     text NOT NULL,
@@ -97,14 +102,17 @@ CREATE TABLE uho.sql_name (
   PRIMARY KEY (network, owner, program, event, field),
   FOREIGN KEY (network, owner, program) REFERENCES uho.program
 );
-COMMENT ON TABLE uho.sql_name IS 'What events and fields are called in SQL: made once, never recomputed; field is empty for the table itself';
+COMMENT ON TABLE uho.sql_name IS
+  'What events and fields are called in SQL: made once, never recomputed; field is empty for the table itself';
 
 CREATE VIEW uho.proven_ranges AS
 WITH proven AS (
   SELECT network, owner, program, chunk_start, chunk_end,
-         chunk_start - sum(chunk_end - chunk_start) OVER (PARTITION BY network, owner, program ORDER BY chunk_start) AS island,
+         chunk_start - sum(chunk_end - chunk_start) OVER
+           (PARTITION BY network, owner, program ORDER BY chunk_start) AS island,
          (SELECT coalesce(sum(row_count), 0) FROM uho.chunk_table t
-           WHERE (t.network, t.owner, t.program, t.chunk_start) = (c.network, c.owner, c.program, c.chunk_start)) AS row_count
+           WHERE (t.network, t.owner, t.program, t.chunk_start)
+               = (c.network, c.owner, c.program, c.chunk_start)) AS row_count
     FROM uho.chunk c
    WHERE records_state = 'complete' AND events_state = 'complete'
      AND loaded_digest = records_digest
@@ -116,7 +124,8 @@ SELECT network, owner, program, min(chunk_start) AS start_slot, max(chunk_end) -
        count(*) AS chunks, sum(row_count)::bigint AS events
   FROM proven
  GROUP BY network, owner, program, island;
-COMMENT ON VIEW uho.proven_ranges IS 'Which slots of a program are complete, proved and loaded; last_slot is inclusive';
+COMMENT ON VIEW uho.proven_ranges IS
+  'Which slots of a program are complete, proved and loaded; last_slot is inclusive';
 """
 
 
