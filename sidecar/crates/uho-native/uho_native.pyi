@@ -8,6 +8,9 @@ from typing import TypedDict, final
 
 import pyarrow as pa
 
+# pyarrow ships no types of its own.
+# pyright: reportUnknownParameterType=none
+
 class IdlError(ValueError):
     """A program's IDL versions make no decoder. The message names version, event and field, and the fault."""
 

@@ -16,6 +16,7 @@ use arrow_array::{
     Array, ArrayRef, BinaryArray, BooleanArray, FixedSizeBinaryArray, ListArray, PrimitiveArray,
     RecordBatch, StringArray,
 };
+use arrow_buffer::NullBuffer;
 use arrow_schema::{DataType, Field, TimeUnit};
 
 use crate::numeric;
@@ -122,7 +123,7 @@ pub fn encode_rows(batch: &RecordBatch) -> Result<Vec<u8>, CopyError> {
 struct Column<'a> {
     field: &'a Field,
     postgres: &'a str,
-    array: &'a ArrayRef,
+    nulls: Option<&'a NullBuffer>,
     values: Values<'a>,
 }
 
@@ -327,13 +328,13 @@ impl<'a> Column<'a> {
         Ok(Self {
             field,
             postgres,
-            array,
+            nulls: array.nulls(),
             values,
         })
     }
 
     fn write(&self, row: usize, output: &mut Vec<u8>) -> Result<(), CopyError> {
-        if self.array.is_null(row) {
+        if self.nulls.is_some_and(|nulls| nulls.is_null(row)) {
             output.extend_from_slice(&(-1i32).to_be_bytes());
             return Ok(());
         }
