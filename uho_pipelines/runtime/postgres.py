@@ -160,8 +160,8 @@ class EmbeddedPostgres:
         command += ["--auth", "scram-sha-256", "--pwfile", str(password_file), "--encoding", "UTF8"]
         command += ["--locale-provider", "builtin", "--locale", "C.UTF-8"]
         try:
-            with self.log.open("ab") as log:
-                subprocess.run(command, check=True, stdout=log, stderr=log, cwd="/", **self._as_user())
+            with self.log.open("ab") as output:
+                subprocess.run(command, check=True, stdout=output, stderr=output, cwd="/", **self._as_user())
         except subprocess.CalledProcessError as error:
             raise PostgresFailedError(
                 f"could not make its cluster (initdb: exit code {error.returncode})", self.log
@@ -173,16 +173,18 @@ class EmbeddedPostgres:
         command = [str(self._binaries() / "postgres"), "-D", str(self.data), "-k", str(self.socket_folder)]
         for name, value in SERVER_SETTINGS.items():
             command += ["-c", f"{name}={value}"]
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as output:
             process: subprocess.Popen[bytes] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 cwd="/",
                 start_new_session=True,
                 preexec_fn=die_with_parent(signal.SIGINT),
-                **self._as_user(),
+                user=self.user.pw_uid if self.user else None,
+                group=self.user.pw_gid if self.user else None,
+                extra_groups=[] if self.user else None,
             )
         deadline = time.monotonic() + START_SECONDS
         while not self._is_ready():

@@ -127,7 +127,7 @@ impl Archive {
 
     /// Whether both files of an epoch are there and the index has its size.
     async fn is_published(&self, epoch: u64) -> Result<bool, ArchiveError> {
-        if epoch * SLOTS_PER_EPOCH >= MAXIMUM_SLOT {
+        if epoch >= MAXIMUM_SLOT / SLOTS_PER_EPOCH {
             return Ok(false);
         }
         let car = car_name(epoch);

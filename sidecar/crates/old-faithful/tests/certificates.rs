@@ -115,7 +115,7 @@ fn certificates_that_contradict_themselves_do_not_hold() {
             it.first_block = Some(BlockLink {
                 slot: 120,
                 parent_slot: 110,
-            })
+            });
         },
         |it| it.end_slot = 99,
         |it| it.tail = Tail::Unread,
@@ -124,7 +124,7 @@ fn certificates_that_contradict_themselves_do_not_hold() {
             it.next_block = Some(BlockLink {
                 slot: 201,
                 parent_slot: 100,
-            })
+            });
         },
         |it| it.program_mut(&PROGRAM).with_records = 5,
         |it| it.program_mut(&PROGRAM).matched = 21,

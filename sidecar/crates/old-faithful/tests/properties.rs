@@ -7,7 +7,7 @@ mod build;
 use bytes::Bytes;
 use old_faithful::car::{SectionFeed, header_length, uvarint};
 use old_faithful::cbor::Cursor;
-use old_faithful::dataframe::{Frames, payload};
+use old_faithful::dataframe::{Frames, check_hash, payload};
 use old_faithful::index::{SLOT_RANGES_BYTES, SlotIndex};
 use old_faithful::metadata::{Format, Inflater, Metadata, loaded_keys};
 use old_faithful::node::{
@@ -259,6 +259,22 @@ fn a_payload_whose_hash_differs_is_refused() {
         "a frame is missing"
     );
     assert!(payload(&frame, &frames, |_, _| {}).is_ok());
+}
+
+#[test]
+fn both_hashes_of_the_archive_are_known() {
+    // The check values of both functions for the digits 1 to 9.
+    let digits = b"123456789";
+    assert!(
+        check_hash(Some(0xb909_56c7_75a4_1001), digits).is_ok(),
+        "CRC-64/ISO"
+    );
+    assert!(check_hash(Some(0xb909_56c7_75a4_1002), digits).is_err());
+    assert!(check_hash(None, digits).is_ok());
+    assert!(
+        check_hash(Some(0xaf63_dc4c_8601_ec8c), b"a").is_ok(),
+        "FNV-1a 64"
+    );
 }
 
 #[test]

@@ -313,6 +313,39 @@ async fn an_index_that_does_not_fit_its_file_is_refused() {
 }
 
 #[tokio::test]
+async fn matched_verification_hashes_matches_and_off_nothing() {
+    // The only difference between the two kinds of transactions is the program that they call.
+    let whole = sample();
+    let data = |program: Pubkey| {
+        let sent = calls(program).bytes();
+        let place = whole
+            .car
+            .windows(sent.len())
+            .position(|bytes| bytes == sent)
+            .unwrap();
+        place + sent.len() - 1
+    };
+    let verdict = async |at: usize, verify| {
+        let mut damaged = whole.clone();
+        damaged.car[at] ^= 1;
+        let request = ScanRequest {
+            verify,
+            ..request(0, 9)
+        };
+        scan_with(&[&damaged], request)
+            .await
+            .error
+            .map(|error| error.code())
+    };
+    for (program, under_matched) in [(PROGRAM, Some("cid_mismatch")), (OTHER, None)] {
+        let at = data(program);
+        assert_eq!(verdict(at, Verify::Full).await, Some("cid_mismatch"));
+        assert_eq!(verdict(at, Verify::Matched).await, under_matched);
+        assert_eq!(verdict(at, Verify::Off).await, None);
+    }
+}
+
+#[tokio::test]
 async fn a_shifted_index_is_noticed() {
     let whole = sample();
     let offset = u64::from_le_bytes(whole.index[5 * 12..5 * 12 + 8].try_into().unwrap());

@@ -2,7 +2,6 @@
 //! than one multiplexed connection), no limit for a whole body, no redirect to another host, and `Retry-After`
 //! heeded. Which requests are repeated is decided in [`range`](super::range) alone.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::client::{
@@ -127,10 +126,4 @@ pub(super) fn refusal(error: &object_store::Error) -> Option<Refusal> {
         cause = error.source();
     }
     None
-}
-
-/// Keeps the type of [`store`]'s connector checked: it must be shareable.
-#[allow(dead_code)]
-fn connector_is_shareable(connector: Connector) -> Arc<dyn HttpConnector> {
-    Arc::new(connector)
 }

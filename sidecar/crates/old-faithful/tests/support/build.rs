@@ -1,5 +1,6 @@
 //! Writes small archives for tests, from scratch and byte by byte, so that tests can also write wrong ones.
 //! Shares no code with the reader but the hash.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests fail loudly.
 
 use std::path::Path;
 
@@ -12,14 +13,14 @@ pub fn head(major: u8, value: u64) -> Vec<u8> {
     let major = major << 5;
     match value {
         0..24 => vec![major | u8::try_from(value).unwrap()],
-        24..0x100 => vec![major | 24, u8::try_from(value).unwrap()],
+        24..0x100 => vec![major | 0x18, u8::try_from(value).unwrap()],
         0x100..0x1_0000 => {
-            let mut bytes = vec![major | 25];
+            let mut bytes = vec![major | 0x19];
             bytes.extend_from_slice(&u16::try_from(value).unwrap().to_be_bytes());
             bytes
         }
         _ => {
-            let mut bytes = vec![major | 27];
+            let mut bytes = vec![major | 0x1b];
             bytes.extend_from_slice(&value.to_be_bytes());
             bytes
         }
@@ -103,6 +104,9 @@ pub fn header() -> Vec<u8> {
     [varint(header.len()), header].concat()
 }
 
+/// Table, writable indexes, readonly indexes.
+pub type Lookup = ([u8; 32], Vec<u8>, Vec<u8>);
+
 /// A transaction as sent.
 #[derive(Debug, Clone, Default)]
 pub struct Sent {
@@ -110,8 +114,7 @@ pub struct Sent {
     pub keys: Vec<[u8; 32]>,
     /// Program index, accounts, data.
     pub instructions: Vec<(u8, Vec<u8>, Vec<u8>)>,
-    /// Table, writable indexes, readonly indexes.
-    pub lookups: Option<Vec<([u8; 32], Vec<u8>, Vec<u8>)>>,
+    pub lookups: Option<Vec<Lookup>>,
 }
 
 impl Sent {

@@ -1,5 +1,6 @@
 //! What several test files share: where the real data is, and how a scan is collected.
 #![allow(dead_code, unreachable_pub)] // Each test file uses a part of it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests fail loudly.
 
 use std::path::PathBuf;
 

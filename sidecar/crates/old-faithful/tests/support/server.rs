@@ -1,4 +1,5 @@
 //! A tiny HTTP server on the loopback interface that serves files by ranges, and badly when asked to.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests fail loudly.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
