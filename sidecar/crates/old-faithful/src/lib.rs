@@ -5,7 +5,8 @@
 //! the programs asked for, in ascending order, and ends with a [`Certificate`] or an [`ArchiveError`], never with
 //! silence. Without the feature `fetch` only the parsers and the certificate remain.
 //!
-//! ```no_run
+#![cfg_attr(feature = "fetch", doc = "```no_run")]
+#![cfg_attr(not(feature = "fetch"), doc = "```ignore")]
 //! use futures::StreamExt;
 //! use old_faithful::{Archive, ArchiveOptions, ScanEvent, ScanRequest, SlotRange, Verify};
 //!

@@ -1,4 +1,5 @@
 //! The arithmetic of certificates: what merges, what holds, and what it looks like in JSON.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests fail loudly.
 
 use old_faithful::{BlockLink, Certificate, CertificateError, IndexKind, Tail, Verify};
 use serde_json::json;

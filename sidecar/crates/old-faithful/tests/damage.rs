@@ -1,4 +1,5 @@
 //! A real CAR with one wrong bit, or cut off: under full verification never anything but an error.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests fail loudly.
 
 mod support;
 

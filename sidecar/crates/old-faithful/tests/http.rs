@@ -1,4 +1,5 @@
 //! Reading over HTTP from a server that behaves as real ones do on bad days.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests fail loudly.
 
 #[path = "support/build.rs"]
 #[allow(dead_code, unreachable_pub)]

@@ -1,4 +1,5 @@
 //! No bytes make a parser panic, and what is cut into pieces is put together the same.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests fail loudly.
 
 #[path = "support/build.rs"]
 #[allow(dead_code, unreachable_pub)]

@@ -1,4 +1,5 @@
 //! Scans of real data: what two independent readers counted must be counted here too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests fail loudly.
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Scans of archives written here: what real data has too little of, and archives that are wrong.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // Tests fail loudly.
 
 #[path = "support/build.rs"]
 #[allow(dead_code, unreachable_pub)]

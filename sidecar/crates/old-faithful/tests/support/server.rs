@@ -19,7 +19,7 @@ pub enum Manner {
     ShortBy(usize),
     /// Answers with this status; for 503 with `Retry-After: 0`.
     Status(u16),
-    /// Answers with another ETag than otherwise.
+    /// Answers with another `ETag` than otherwise.
     OtherTag,
     /// Ignores the range.
     Whole,
