@@ -5,6 +5,7 @@ the command itself so that `uho --help` answers at once.
 """
 
 import os
+import signal
 import sys
 import time
 from typing import Annotated
@@ -81,6 +82,9 @@ def main() -> None:
     """Run the command; an error we know is one clear message and exit code 1, never a traceback."""
     from uho_pipelines.errors import UhoError
 
+    # Both end everything in order, also where the shell started us in the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except KeyboardInterrupt:
