@@ -1,32 +1,82 @@
 """Connections to the warehouse.
 
-What belongs here: how a connection is opened. Nobody else sets its parameters.
+What belongs here: how a connection is opened, and what a person reads when it cannot be. Nobody else sets its
+parameters.
 """
 
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from uho_pipelines.errors import UhoError
+from uho_pipelines.redaction import redact
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 CONNECT_SECONDS = 10
 
+LOCK_SECONDS = 600
+"""A statement waits so long for what another session locks; a chunk's load takes a minute or two."""
+
+IDLE_SECONDS = 600
+"""A transaction that says nothing for so long is ended by the server: its process hangs, and holds a chunk."""
+
+_SESSION = (
+    *("-c TimeZone=UTC", "-c DateStyle=ISO", "-c extra_float_digits=1", "-c bytea_output=hex"),
+    *(f"-c lock_timeout={LOCK_SECONDS}s", f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s"),
+    # The server's side of the keep-alives below: locks of a machine that vanished are released within two minutes.
+    *("-c tcp_keepalives_idle=60", "-c tcp_keepalives_interval=10", "-c tcp_keepalives_count=6"),
+)
+
+
+class WarehouseUrlError(UhoError):
+    """The warehouse's URL is none that Postgres's client library reads."""
+
+    def __init__(self, url: str) -> None:
+        self.url = redact(url)
+        super().__init__(
+            f"{self.url} is no Postgres URL: write UHO_POSTGRES_URL as postgresql://user:password@host:5432/database, "
+            "with /, @, : and % of user and password percent-encoded (%2F, %40, %3A, %25)"
+        )
+
+
+class WarehouseUnreachableError(UhoError, psycopg.OperationalError):
+    """The warehouse does not answer, or refuses us. A psycopg.OperationalError, since it can pass."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        self.url = redact(url)
+        self.reason = redact(reason)
+        super().__init__(
+            f"the warehouse at {self.url} cannot be reached: {self.reason}. Start Postgres (`uho up` does), or "
+            "correct UHO_POSTGRES_URL"
+        )
+
 
 def connect(url: str, *, application_name: str) -> Connection:
     """Open a connection to the warehouse at `url`.
 
-    The session's time zone, float digits and bytea output are fixed, since row digests are computed from values as
-    text. Keep-alives notice within two minutes a server that vanished.
+    The session's time zone and text formats are fixed, so that nobody's configuration changes what is read as text. A
+    server that vanished is noticed within two minutes, waiting for a lock ends after `LOCK_SECONDS`.
 
     Raises:
-        psycopg.OperationalError: it cannot be reached or refuses us.
+        WarehouseUrlError: `url` cannot be read.
+        WarehouseUnreachableError: it cannot be reached or refuses us.
     """
-    return psycopg.connect(
-        url,
-        application_name=application_name,
-        connect_timeout=CONNECT_SECONDS,
-        keepalives_idle=60,
-        keepalives_interval=10,
-        keepalives_count=6,
-        options="-c TimeZone=UTC -c extra_float_digits=1 -c bytea_output=hex",
-    )
+    try:
+        theirs = str(conninfo_to_dict(url).get("options") or "")
+    except psycopg.ProgrammingError:
+        raise WarehouseUrlError(url) from None  # its message quotes the URL with the password
+    try:
+        return psycopg.connect(
+            url,
+            application_name=application_name,
+            connect_timeout=CONNECT_SECONDS,
+            keepalives_idle=60,
+            keepalives_interval=10,
+            keepalives_count=6,
+            tcp_user_timeout=120_000,
+            options=" ".join([theirs, *_SESSION]).strip(),
+        )
+    except psycopg.OperationalError as error:
+        raise WarehouseUnreachableError(url, " ".join(str(error).split())) from None

@@ -1,20 +1,77 @@
 """The digest of a chunk's rows in one table, computed in SQL: it finds damage, it is no protection from an adversary.
 
-A row's digest is a 64-bit hash of the row as jsonb without its nulls, so that adding a nullable column leaves old
-digests valid; a chunk's digest is the sum over its rows, so that their order does not matter.
+What belongs here: the formula, and comparing the rows that are there with the digests in the ledger.
+
+A row's digest mixes the 64-bit hashes of its values, each seeded by its column's name. A null hashes to 0 and changes
+nothing, so a nullable column can be added and old digests stay valid. A chunk's digest is the sum over its rows, so
+that their order does not matter. The hashes are Postgres's own, those behind hash partitions, which no upgrade may
+change; they work on values, not on text, so no setting of a session changes them, and they run four times as fast as
+hashing `jsonb_strip_nulls(to_jsonb(row))::text` (686,000 against 165,000 rows/s of a swap event).
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from psycopg import sql
 
+from uho_pipelines.chunks import Chunk
+from uho_pipelines.registry import Program
 from uho_pipelines.warehouse.connection import Connection
+from uho_pipelines.warehouse.tables import TablePlan, read_plan
 
 
-def row_digest(connection: Connection, schema: str, table: str, start_slot: int, end_slot: int) -> tuple[int, str]:
-    """Return the number of rows of `[start_slot, end_slot)` and their digest (decimal; "0" for none)."""
+@dataclass(frozen=True)
+class Damage:
+    """A table whose rows of a chunk are not those that were loaded; `table` is None where the table is gone."""
+
+    event: str
+    table: str | None
+    rows_loaded: int
+    rows_found: int
+
+    def __str__(self) -> str:
+        where = f"table {self.table}" if self.table else "its table is gone"
+        rows = f"{self.rows_found:,} rows" if self.rows_found != self.rows_loaded else "as many rows, with other values"
+        return f"{self.event} ({where}): loaded were {self.rows_loaded:,} rows, found {rows}"
+
+
+def row_digest(connection: Connection, table: TablePlan, chunk: Chunk) -> tuple[int, str]:
+    """Return the number of the chunk's rows in `table` and their digest (decimal; "0" for none)."""
     query = sql.SQL(
-        "SELECT count(*), coalesce(sum(hashtextextended(jsonb_strip_nulls(to_jsonb(t))::text, 0)), 0)::text "
-        "FROM {} AS t WHERE slot >= %s AND slot < %s"
-    ).format(sql.Identifier(schema, table))
-    row = connection.execute(query, [start_slot, end_slot]).fetchone()
+        "SELECT count(*), coalesce(sum(hashint8extended({row}, 0)), 0)::text FROM {table} WHERE slot >= %s AND slot < %s"
+    ).format(row=_row_hash(table.columns), table=sql.Identifier(table.schema, table.name))
+    row = connection.execute(query, [chunk.start, chunk.end]).fetchone()
     assert row is not None  # noqa: S101 - an aggregate always has a row
     return int(row[0]), str(row[1])
+
+
+def find_damage(connection: Connection, program: Program, chunk: Chunk) -> list[Damage]:
+    """Return the tables in which the chunk's rows are not those that were loaded last; an empty list: all is well."""
+    plan = read_plan(connection, program)
+    damages: list[Damage] = []
+    with connection.transaction():
+        # One snapshot: a load that commits between two tables is no damage.
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        loaded = connection.execute(
+            "SELECT event, row_count, row_digest FROM uho.chunk_table "
+            "WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s) ORDER BY event",
+            [program.network, program.owner, program.name, chunk.start],
+        ).fetchall()
+        for event, rows, digest in loaded:
+            table = plan.tables.get(event)
+            found = (0, "") if table is None else row_digest(connection, table, chunk)
+            if found != (rows, digest):
+                damages.append(Damage(event, f"{table.schema}.{table.name}" if table else None, rows, found[0]))
+    return damages
+
+
+def _row_hash(columns: Sequence[str]) -> sql.Composable:
+    """Return the SQL of a row's 64 bits: exclusive or of its columns' hashes, where a null's is 0."""
+    # A record of one column has every type's hash behind one name, and is the only one that takes nulls.
+    hashes = [
+        sql.SQL("hash_record_extended(ROW({}), hashtextextended({}, 0))").format(
+            sql.Identifier(column), sql.Literal(column)
+        )
+        for column in columns
+    ]
+    return sql.SQL(" # ").join(hashes)

@@ -7,6 +7,7 @@ a better rule changes no table that exists.
 import hashlib
 import re
 from collections.abc import Collection
+from itertools import count
 
 LONGEST_NAME = 55
 """Bytes of a name of ours: Postgres allows 63, and index names add to it."""
@@ -14,13 +15,19 @@ LONGEST_NAME = 55
 KEPT_WHEN_SHORTENED = 46
 """A longer name keeps this many bytes, `_` and 8 hexadecimal characters of the hash of the whole."""
 
-FIXED_COLUMNS = ("slot", "tx_index", "event_index", "signature", "source", "block_time", "failed", "truncated")
+FLAG_COLUMNS = ("failed", "truncated")
+"""The last columns of the tables of a program with `include_failed`."""
+
+FIXED_COLUMNS = ("slot", "tx_index", "event_index", "signature", "source", "block_time", *FLAG_COLUMNS)
 """The columns that every event table has, or may have."""
+
+SYSTEM_COLUMNS = ("ctid", "xmin", "xmax", "cmin", "cmax", "tableoid")
+"""Columns that every table of Postgres has by itself; it refuses others of these names."""
 
 
 def snake_case(name: str) -> str:
     """Return `name` in snake case: `TradeEvent` → `trade_event`, `AMMSwapV2` → `amm_swap_v2`."""
-    name = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)
+    name = re.sub(r"([A-Z])([A-Z][a-z])", r"\1_\2", name)
     name = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name)
     return name.lower()
 
@@ -34,13 +41,22 @@ def sql_name(name: str, taken: Collection[str] = ()) -> str:
     made = re.sub(r"[^a-z0-9_]", "_", snake_case(name)) or "_"
     if made[0].isdigit():
         made = f"_{made}"
-    if len(made) > LONGEST_NAME or made in taken:
-        made = f"{made[:KEPT_WHEN_SHORTENED]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return made
+    if len(made) <= LONGEST_NAME and made not in taken:
+        return made
+    for attempt in count():  # one hash is enough, except for names that were made to clash
+        salted = name if attempt == 0 else f"{name}\0{attempt}"
+        suffix = hashlib.sha256(salted.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        shortened = f"{made[:KEPT_WHEN_SHORTENED]}_{suffix}"
+        if shortened not in taken:
+            return shortened
+    raise AssertionError  # count() does not end
 
 
 def column_name(field: str, taken: Collection[str] = ()) -> str:
-    """Return the column name for an event's field; one called as a fixed column becomes `event_<name>`."""
-    if sql_name(field) in FIXED_COLUMNS:
+    """Return the column name for an event's field.
+
+    One called as a fixed column, or as one of Postgres's own, becomes `event_<name>`.
+    """
+    if sql_name(field) in {*FIXED_COLUMNS, *SYSTEM_COLUMNS}:
         field = f"event_{field}"
     return sql_name(field, taken)
