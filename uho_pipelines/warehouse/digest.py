@@ -38,7 +38,8 @@ class Damage:
 def row_digest(connection: Connection, table: TablePlan, chunk: Chunk) -> tuple[int, str]:
     """Return the number of the chunk's rows in `table` and their digest (decimal; "0" for none)."""
     query = sql.SQL(
-        "SELECT count(*), coalesce(sum(hashint8extended({row}, 0)), 0)::text FROM {table} WHERE slot >= %s AND slot < %s"
+        "SELECT count(*), coalesce(sum(hashint8extended({row}, 0)), 0)::text FROM {table} "
+        "WHERE slot >= %s AND slot < %s"
     ).format(row=_row_hash(table.columns), table=sql.Identifier(table.schema, table.name))
     row = connection.execute(query, [chunk.start, chunk.end]).fetchone()
     assert row is not None  # noqa: S101 - an aggregate always has a row

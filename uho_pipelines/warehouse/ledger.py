@@ -4,9 +4,15 @@ What belongs here: reading and writing the ledger's rows. What a chunk's rows ar
 
 Every attempt at a chunk's stage has an id. The newest attempt owns the stage: an older one, believed dead or beside it,
 finds its id gone at its next write and ends (`AttemptFencedError`), having changed nothing that counts.
+
+A chunk's row says two things apart. `…_state`, `…_attempt`, `…_error` tell of the latest attempt, which may be running,
+dead or failed. What holds, whatever became of that attempt, is in `certificate` and `records_digest` (the lake) and
+`loaded_…` (the event tables); only an attempt that completes replaces it. The view `uho.chunk_status` reads those.
 """
 
+import json
 import uuid
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from psycopg import sql
@@ -62,6 +68,19 @@ class ProgramChangedError(UhoError):
         )
 
 
+class CertificateMismatchError(UhoError):
+    """A certificate that proves another slot range, or says nothing of the program."""
+
+    def __init__(self, program: str, chunk: Chunk, reason: str) -> None:
+        self.program = program
+        self.chunk = chunk
+        self.reason = reason
+        super().__init__(
+            f"{program} chunk {chunk.key}: the certificate {reason}, so it does not prove {chunk}. "
+            "Materialize the chunk's records again"
+        )
+
+
 def fix_chunk_slots(connection: Connection, network: str, chunk_slots: int) -> None:
     """Fix the chunk size of `network` (slots) at its first use.
 
@@ -69,26 +88,32 @@ def fix_chunk_slots(connection: Connection, network: str, chunk_slots: int) -> N
         ChunkSlotsFixedError: it is fixed already, at another size.
     """
     with connection.transaction():
-        connection.execute(
-            "INSERT INTO uho.network (network, chunk_slots) VALUES (%s, %s) ON CONFLICT DO NOTHING",
-            [network, chunk_slots],
-        )
-        fixed = _one(connection, "SELECT chunk_slots FROM uho.network WHERE network = %s", [network])
+        fixed = _first(connection, "SELECT chunk_slots FROM uho.network WHERE network = %s", [network])
+        if fixed is None:
+            # Only now: an update would lock the network's row, and every chunk begins here.
+            fixed = _first(
+                connection,
+                "INSERT INTO uho.network (network, chunk_slots) VALUES (%s, %s) ON CONFLICT (network) DO UPDATE "
+                "SET chunk_slots = coalesce(network.chunk_slots, excluded.chunk_slots) RETURNING chunk_slots",
+                [network, chunk_slots],
+            )
     if fixed != chunk_slots:
         raise ChunkSlotsFixedError(network, int(fixed), chunk_slots)
 
 
 def get_tip(connection: Connection, network: str) -> int | None:
     """Return the end slot (exclusive) of the newest epoch of `network` known to be published whole."""
-    row = connection.execute("SELECT tip FROM uho.network WHERE network = %s", [network]).fetchone()
-    return row[0] if row else None
+    with connection.transaction():
+        return _first(connection, "SELECT tip FROM uho.network WHERE network = %s", [network])
 
 
 def set_tip(connection: Connection, network: str, slot: int) -> None:
     """Move the tip of `network` to `slot` (exclusive end); it never moves back."""
     with connection.transaction():
         connection.execute(
-            "UPDATE uho.network SET tip = greatest(coalesce(tip, 0), %s) WHERE network = %s", [slot, network]
+            "INSERT INTO uho.network (network, tip) VALUES (%s, %s) "
+            "ON CONFLICT (network) DO UPDATE SET tip = greatest(network.tip, excluded.tip)",
+            [network, slot],
         )
 
 
@@ -98,16 +123,15 @@ def register_program(connection: Connection, program: Program) -> None:
     Raises:
         ProgramChangedError: it is there with another program id.
     """
+    key = chunk_key(program)
     with connection.transaction():
         connection.execute(
             "INSERT INTO uho.program (network, owner, program, program_id, schema_name) VALUES (%s, %s, %s, %s, %s) "
             "ON CONFLICT (network, owner, program) DO NOTHING",
-            [program.network, program.owner, program.name, program.program_id, program.schema_name],
+            [*key, program.program_id, program.schema_name],
         )
-        kept = _one(
-            connection,
-            "SELECT program_id FROM uho.program WHERE (network, owner, program) = (%s, %s, %s)",
-            [program.network, program.owner, program.name],
+        kept = _first(
+            connection, "SELECT program_id FROM uho.program WHERE (network, owner, program) = (%s, %s, %s)", key
         )
     if kept != program.program_id:
         raise ProgramChangedError(program.key, str(kept), program.program_id)
@@ -116,9 +140,14 @@ def register_program(connection: Connection, program: Program) -> None:
 def begin_attempt(connection: Connection, program: Program, chunk: Chunk, stage: Stage) -> uuid.UUID:
     """Begin an attempt at a stage of a chunk and return its id; every earlier attempt is fenced from now on.
 
-    What an earlier attempt completed stays as it is until this one completes.
+    What an earlier attempt completed stays, and stays visible, until this one completes. While a load of the chunk is
+    under way this waits for its end.
+
+    Raises:
+        ChunkSlotsFixedError, ProgramChangedError
     """
     attempt = uuid.uuid4()
+    # Transactions of their own: nobody shall wait for the network's or program's row while this waits for the chunk's.
     fix_chunk_slots(connection, program.network, chunk.slots)
     register_program(connection, program)
     query = sql.SQL(
@@ -128,7 +157,7 @@ def begin_attempt(connection: Connection, program: Program, chunk: Chunk, stage:
         "SET {attempt} = excluded.{attempt}, {state} = 'running', {started} = now(), {finished} = NULL, {error} = NULL"
     ).format(**_columns(stage))
     with connection.transaction():
-        connection.execute(query, [program.network, program.owner, program.name, chunk.start, chunk.end, attempt])
+        connection.execute(query, [*chunk_key(program, chunk), chunk.end, attempt])
     return attempt
 
 
@@ -142,26 +171,38 @@ def owns_attempt(connection: Connection, program: Program, chunk: Chunk, attempt
         "SELECT 1 FROM uho.chunk WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s) AND {attempt} = %s"
     ).format(**_columns(stage))
     with connection.transaction():
-        row = connection.execute(query, [*_key(program, chunk), attempt]).fetchone()
+        row = connection.execute(query, [*chunk_key(program, chunk), attempt]).fetchone()
     if row is None:
         raise AttemptFencedError(program.key, chunk, stage)
 
 
 def finish_records(
-    connection: Connection, program: Program, chunk: Chunk, attempt: uuid.UUID, certificate: dict[str, Any]
+    connection: Connection, program: Program, chunk: Chunk, attempt: uuid.UUID, certificate: Mapping[str, Any]
 ) -> None:
     """Mark the chunk's records complete, with their certificate.
 
+    Rows of earlier records stay in the event tables. Where the new records differ, the chunk is `outdated` until its
+    events are loaded again.
+
     Raises:
         AttemptFencedError: a later attempt owns the chunk.
+        CertificateMismatchError: the certificate is not of this chunk and program.
     """
-    digest = certificate["programs"][program.program_id]["digest"]
+    of_program = certificate.get("programs", {}).get(program.program_id)
+    if of_program is None:
+        raise CertificateMismatchError(program.key, chunk, f"says nothing of {program.program_id}")
+    start, end = certificate.get("startSlot"), certificate.get("endSlot")
+    if (start, end) != (chunk.start, chunk.end):
+        raise CertificateMismatchError(program.key, chunk, f"is of slots [{start}, {end})")
     with connection.transaction():
         updated = connection.execute(
             "UPDATE uho.chunk SET records_state = 'complete', records_finished_at = now(), records_error = NULL, "
-            "certificate = %s, records_digest = %s "
+            "certificate = %s, record_count = %s, records_digest = %s, records_completed_at = now() "
             "WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s) AND records_attempt = %s",
-            [Jsonb(certificate), digest, *_key(program, chunk), attempt],
+            [
+                *(as_jsonb(certificate), of_program["records"], of_program["digest"]),
+                *(*chunk_key(program, chunk), attempt),
+            ],
         )
         if updated.rowcount == 0:
             raise AttemptFencedError(program.key, chunk, "records")
@@ -174,26 +215,77 @@ def fail_attempt(
     attempt: uuid.UUID,
     stage: Stage,
     error: str,
-    counts: dict[str, Any] | None = None,
+    counts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Mark the stage failed with its error, and keep the counts; nothing if a later attempt owns the stage."""
+    """Mark the stage failed with its error, and keep the counts.
+
+    Nothing changes when a later attempt owns the stage, or when this one completed: what failed came after.
+    """
     assignments: list[sql.Composable] = [
         sql.SQL("{state} = 'failed', {finished} = now(), {error} = %s").format(**_columns(stage))
     ]
-    values: list[Any] = [error[:ERROR_CHARACTERS]]
+    values: list[Any] = [error.replace("\0", "\\u0000")[:ERROR_CHARACTERS]]
     if counts is not None:
         assignments.append(sql.SQL("events_counts = %s"))
-        values.append(Jsonb(counts))
+        values.append(as_jsonb(counts))
     query = sql.SQL(
         "UPDATE uho.chunk SET {assignments} "
-        "WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s) AND {attempt} = %s"
+        "WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s) AND {attempt} = %s AND {state} = 'running'"
     ).format(assignments=sql.SQL(", ").join(assignments), **_columns(stage))
     with connection.transaction():
-        connection.execute(query, [*values, *_key(program, chunk), attempt])
+        connection.execute(query, [*values, *chunk_key(program, chunk), attempt])
 
 
-def _key(program: Program, chunk: Chunk) -> list[Any]:
-    return [program.network, program.owner, program.name, chunk.start]
+def set_halt(connection: Connection, program: Program, chunk: Chunk, reason: str) -> None:
+    """Halt the program's events for as long as its IDL versions are these: decoding on would only fail again.
+
+    `chunk` is where it showed. A halt that stands keeps its first reason.
+    """
+    with connection.transaction():
+        connection.execute(
+            "INSERT INTO uho.halt (network, owner, program, idl_hash, chunk_start, reason) "
+            "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+            [
+                *(*chunk_key(program), program.idl_hash, chunk.start),
+                reason.replace("\0", "\\u0000")[:ERROR_CHARACTERS],
+            ],
+        )
+
+
+def get_halt(connection: Connection, program: Program) -> str | None:
+    """Return why the program's events are halted under its IDL versions; None when they are not."""
+    with connection.transaction():
+        return _first(
+            connection,
+            "SELECT reason FROM uho.halt WHERE (network, owner, program, idl_hash) = (%s, %s, %s, %s)",
+            [*chunk_key(program), program.idl_hash],
+        )
+
+
+def clear_halt(connection: Connection, program: Program) -> bool:
+    """Lift the program's halt, of whatever IDL versions; return whether there was one."""
+    with connection.transaction():
+        deleted = connection.execute(
+            "DELETE FROM uho.halt WHERE (network, owner, program) = (%s, %s, %s)", chunk_key(program)
+        )
+    return deleted.rowcount > 0
+
+
+def chunk_key(program: Program, chunk: Chunk | None = None) -> list[Any]:
+    """Return the values of `(network, owner, program)` and, with a chunk, its `chunk_start`."""
+    return [program.network, program.owner, program.name, *([] if chunk is None else [chunk.start])]
+
+
+def as_jsonb(document: Mapping[str, Any]) -> Jsonb:
+    """Return `document` as jsonb, which takes no U+0000: as everywhere, it becomes the six characters."""
+    return Jsonb(document, dumps=_dumps)
+
+
+def _dumps(document: Any) -> str:  # noqa: ANN401 - any JSON
+    # A backslash of the text itself is doubled in JSON, so only an escape's own is alone.
+    text = json.dumps(document)
+    parts = text.split("\\\\")
+    return "\\\\".join(part.replace("\\u0000", "\\\\u0000") for part in parts)
 
 
 def _columns(stage: Stage) -> dict[str, sql.Identifier]:
@@ -207,7 +299,7 @@ def _columns(stage: Stage) -> dict[str, sql.Identifier]:
     return {name: sql.Identifier(f"{stage}_{column}") for name, column in names.items()}
 
 
-def _one(connection: Connection, query: str, values: list[Any]) -> Any:  # noqa: ANN401 - a column's value
+def _first(connection: Connection, query: str, values: list[Any]) -> Any:  # noqa: ANN401 - a column's value
+    """Return the first column of the first row; None without one."""
     row = connection.execute(query.encode(), values).fetchone()
-    assert row is not None, query  # noqa: S101 - the row was written in this transaction
-    return row[0]
+    return row[0] if row else None

@@ -2,31 +2,65 @@
 
 What belongs here: the transaction. Readers see the chunk as it was or as it will be, never half of it; an attempt that
 was fenced, or that leaves without `commit`, changes nothing.
+
+A connection runs one COPY at a time and decoded batches interleave tables, so encoded rows are gathered per table and
+COPYed a few megabytes at a time. Memory is bounded by `GATHERED_BYTES` and one encoded piece, whatever the batches are.
 """
 
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg
 import pyarrow as pa
+import pyarrow.compute as pc
 import uho_native
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
 from uho_pipelines.chunks import Chunk
+from uho_pipelines.errors import UhoError
 from uho_pipelines.registry import Program
 from uho_pipelines.warehouse.connection import Connection
 from uho_pipelines.warehouse.digest import row_digest
-from uho_pipelines.warehouse.ledger import AttemptFencedError
-from uho_pipelines.warehouse.tables import WarehousePlan
+from uho_pipelines.warehouse.ledger import AttemptFencedError, as_jsonb, chunk_key
+from uho_pipelines.warehouse.tables import TablePlan, WarehousePlan, read_plan
 
-BUFFER_BYTES = 4 * 1024 * 1024
+TABLE_BYTES = 4 * 1024 * 1024
 """So many encoded bytes of one table are gathered before they are COPYed."""
 
-ALL_BUFFERS_BYTES = 32 * 1024 * 1024
+GATHERED_BYTES = 32 * 1024 * 1024
 """So many encoded bytes of all tables together; then all are COPYed."""
+
+PIECE_BYTES = 8 * 1024 * 1024
+"""A batch is encoded in pieces of about so many bytes in Arrow; encoded they are at most about three times as large."""
+
+
+class RowsMisplacedError(UhoError):
+    """The chunk's slots do not hold the rows that were written: some lie outside, or others were there."""
+
+    def __init__(self, program: str, chunk: Chunk, event: str, written: int, found: int) -> None:
+        self.program = program
+        self.chunk = chunk
+        self.event = event
+        self.written = written
+        self.found = found
+        super().__init__(
+            f"{program} chunk {chunk.key}: {written:,} rows of {event} were written and {found:,} lie in {chunk}; "
+            "nothing was changed. Look for triggers or rules on the table; if there are none, report a defect"
+        )
+
+
+class ConnectionBusyError(UhoError):
+    """The connection is in a transaction, which a load would become part of."""
+
+    def __init__(self, program: str, chunk: Chunk) -> None:
+        self.program = program
+        self.chunk = chunk
+        super().__init__(
+            f"{program} chunk {chunk.key}: its connection is in a transaction already. Commit it before the load"
+        )
 
 
 @dataclass(frozen=True)
@@ -36,6 +70,20 @@ class LoadResult:
     rows: Mapping[str, int]
     digests: Mapping[str, str]
     quarantined: int
+
+
+@dataclass
+class _Target:
+    """A table, and encoded rows that wait for their COPY."""
+
+    schema: str
+    table: str
+    columns: tuple[str, ...]
+    pieces: list[bytes] = field(default_factory=list[bytes])
+    waiting: int = 0
+    """Bytes in `pieces`."""
+    rows: int = 0
+    """Taken in all."""
 
 
 class ChunkLoad:
@@ -49,133 +97,145 @@ class ChunkLoad:
         self.program = program
         self.chunk = chunk
         self.attempt = attempt
-        self.events = list(plan.tables)
-        self.buffers: dict[str, bytearray] = {}
-        self.quarantined = 0
-        self._key = [program.network, program.owner, program.name, chunk.start]
+        self._key = chunk_key(program, chunk)
+        self._events = {event: _Target(table.schema, table.name, table.columns) for event, table in plan.tables.items()}
+        self._by_index = list(self._events.values())
+        self._quarantine = _Target("uho", "quarantine", QUARANTINE_COLUMNS)
         self._begin()
 
     def write(self, decoded: uho_native.Decoded) -> None:
         """Take one decoded batch: its tables' rows and its quarantined records."""
         for index, batch in decoded.tables:
-            event = self.events[index]
-            buffer = self.buffers.setdefault(event, bytearray())
-            buffer += uho_native.encode_copy(batch)
-            if len(buffer) > BUFFER_BYTES:
-                self._copy(event)
-        if sum(len(buffer) for buffer in self.buffers.values()) > ALL_BUFFERS_BYTES:
-            self._copy_all()
+            self._take(self._by_index[index], batch)
         if decoded.quarantine.num_rows:
-            self._quarantine(decoded.quarantine)
+            self._take(self._quarantine, _quarantine_rows(self.program, decoded.quarantine))
 
     def commit(self, counts: Mapping[str, Any], records_digest: str) -> LoadResult:
         """Write counts and digests to the ledger and commit; `records_digest` is of the records that were decoded.
 
         Raises:
             AttemptFencedError: a later attempt owns the chunk; nothing was changed.
+            RowsMisplacedError: the chunk does not hold exactly the rows that were written; nothing was changed.
         """
         self._copy_all()
-        rows: dict[str, int] = {}
-        digests: dict[str, str] = {}
-        self.connection.execute(
-            "DELETE FROM uho.chunk_table WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s)", self._key
-        )
-        for event, table in self.plan.tables.items():
-            rows[event], digests[event] = row_digest(
-                self.connection, table.schema, table.name, self.chunk.start, self.chunk.end
+        found = {event: self._digest(event, table) for event, table in self.plan.tables.items()}
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "DELETE FROM uho.chunk_table WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s)", self._key
             )
-            self.connection.execute(
+            cursor.executemany(
                 "INSERT INTO uho.chunk_table (network, owner, program, chunk_start, event, row_count, row_digest) "
                 "VALUES (%s, %s, %s, %s, %s, %s, %s)",
-                [*self._key, event, rows[event], digests[event]],
+                [[*self._key, event, rows, digest] for event, (rows, digest) in found.items()],
             )
-        updated = self.connection.execute(
-            "UPDATE uho.chunk SET events_state = 'complete', events_finished_at = now(), events_error = NULL, "
-            "events_counts = %s, loaded_digest = %s "
-            "WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s) AND events_attempt = %s",
-            [Jsonb(dict(counts)), records_digest, *self._key, self.attempt],
+        counted = as_jsonb(counts)
+        self._update_own_row(
+            "events_state = 'complete', events_finished_at = now(), events_error = NULL, events_counts = %s, "
+            "loaded_at = now(), loaded_counts = %s, loaded_digest = %s, loaded_idl_hash = %s",
+            [counted, counted, records_digest, self.program.idl_hash],
         )
-        if updated.rowcount == 0:
-            raise AttemptFencedError(self.program.key, self.chunk, "events")
         self.connection.commit()
-        return LoadResult(rows, digests, self.quarantined)
+        rows = {event: rows for event, (rows, _) in found.items()}
+        return LoadResult(rows, {event: digest for event, (_, digest) in found.items()}, self._quarantine.rows)
 
     def _begin(self) -> None:
         """Lock the chunk, check that it is still ours, and delete what it has."""
-        self.connection.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"uho chunk {self.program.key} {self.chunk.key}"]
-        )
-        # Taking the row's lock keeps a later attempt waiting in `begin_attempt` no longer than this transaction lasts.
-        owner = self.connection.execute(
-            "SELECT 1 FROM uho.chunk "
-            "WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s) AND events_attempt = %s",
-            [*self._key, self.attempt],
-        ).fetchone()
-        if owner is None:
-            raise AttemptFencedError(self.program.key, self.chunk, "events")
-        span = [self.chunk.start, self.chunk.end]
-        for table in self.plan.tables.values():
-            delete = sql.SQL("DELETE FROM {} WHERE slot >= %s AND slot < %s").format(
-                sql.Identifier(table.schema, table.name)
+        lock = f"uho chunk {self.program.key} {self.chunk.key}"
+        self.connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [lock])
+        # Updating locks the row: who begins a later attempt waits for this load to end, and its work is not lost.
+        self._update_own_row("events_state = 'running'", [])
+        # Tables of events that are in no IDL version any more have rows of earlier loads.
+        tables = {table.name for table in self.plan.tables.values()}
+        tables.update(table.name for table in read_plan(self.connection, self.program).tables.values())
+        for table in sorted(tables):
+            delete = sql.SQL("DELETE FROM {} WHERE slot >= %s AND slot < %s")
+            self.connection.execute(
+                delete.format(sql.Identifier(self.plan.schema, table)), [self.chunk.start, self.chunk.end]
             )
-            self.connection.execute(delete, span)
         self.connection.execute(
             "DELETE FROM uho.quarantine WHERE (network, owner, program) = (%s, %s, %s) AND slot >= %s AND slot < %s",
-            [*self._key[:3], *span],
+            [*self._key[:3], self.chunk.start, self.chunk.end],
         )
+
+    def _update_own_row(self, assignments: str, values: list[Any]) -> None:
+        """Update the chunk's row in the ledger; AttemptFencedError when a later attempt owns it."""
+        updated = self.connection.execute(
+            f"UPDATE uho.chunk SET {assignments} "  # noqa: S608 - text of this module
+            "WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s) AND events_attempt = %s".encode(),
+            [*values, *self._key, self.attempt],
+        )
+        if updated.rowcount == 0:
+            raise AttemptFencedError(self.program.key, self.chunk, "events")
+
+    def _digest(self, event: str, table: TablePlan) -> tuple[int, str]:
+        rows, digest = row_digest(self.connection, table, self.chunk)
+        written = self._events[event].rows
+        if rows != written:
+            raise RowsMisplacedError(self.program.key, self.chunk, event, written, rows)
+        return rows, digest
+
+    def _take(self, target: _Target, batch: pa.RecordBatch) -> None:
+        for piece in _pieces(batch):
+            encoded = uho_native.encode_copy(piece)
+            target.pieces.append(encoded)
+            target.waiting += len(encoded)
+            target.rows += piece.num_rows
+            if target.waiting >= TABLE_BYTES:
+                self._copy(target)
+        if sum(other.waiting for other in self._targets()) >= GATHERED_BYTES:
+            self._copy_all()
+
+    def _targets(self) -> Iterator[_Target]:
+        yield from self._by_index
+        yield self._quarantine
 
     def _copy_all(self) -> None:
-        for event in [event for event, buffer in self.buffers.items() if buffer]:
-            self._copy(event)
+        for target in self._targets():
+            if target.waiting:
+                self._copy(target)
 
-    def _copy(self, event: str) -> None:
-        table = self.plan.tables[event]
-        self._copy_rows(table.schema, table.name, table.columns, self.buffers.pop(event))
-
-    def _quarantine(self, batch: pa.RecordBatch) -> None:
-        """COPY quarantined records, with the program's key in front and the payload's length."""
-        count = batch.num_rows
-        text = {b"uho:postgres": b"text"}
-        columns: dict[str, tuple[Any, dict[bytes, bytes]]] = {
-            name: (pa.array([value] * count, pa.string()), text)
-            for name, value in zip(("network", "owner", "program"), self._key[:3], strict=True)
-        }
-        lengths = pa.array([len(payload) for payload in batch.column("payload").to_pylist()], pa.int64())
-        columns["length"] = (lengths, {b"uho:postgres": b"bigint"})
-        for name in QUARANTINE_COLUMNS:
-            columns[name] = (batch.column(name), batch.schema.field(name).metadata)
-        schema = pa.schema(
-            [pa.field(name, array.type, metadata=metadata) for name, (array, metadata) in columns.items()]
-        )
-        rows = pa.RecordBatch.from_arrays([array for array, _ in columns.values()], schema=schema)
-        self._copy_rows("uho", "quarantine", tuple(columns), uho_native.encode_copy(rows))
-        self.quarantined += count
-
-    def _copy_rows(self, schema: str, table: str, columns: tuple[str, ...], rows: bytes | bytearray) -> None:
+    def _copy(self, target: _Target) -> None:
         statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
-            sql.Identifier(schema, table), sql.SQL(", ").join(sql.Identifier(column) for column in columns)
+            sql.Identifier(target.schema, target.table),
+            sql.SQL(", ").join(sql.Identifier(column) for column in target.columns),
         )
         with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
             copy.write(uho_native.copy_header())
-            copy.write(rows)
+            for piece in target.pieces:
+                copy.write(piece)
             copy.write(uho_native.copy_trailer())
+        target.pieces.clear()
+        target.waiting = 0
 
 
-QUARANTINE_COLUMNS = (
-    *(
-        "slot",
-        "tx_index",
-        "event_index",
-        "signature",
-        "block_time",
-        "source",
-        "instruction_path",
-        "failed",
-        "truncated",
-    ),
-    *("discriminator", "reason", "idl", "payload"),
+_FROM_DECODER = (
+    *("slot", "tx_index", "event_index", "signature", "block_time", "source", "instruction_path", "failed"),
+    *("truncated", "discriminator", "reason", "idl", "payload"),
 )
 """What `uho.quarantine` takes as it is from the decoder's quarantine batch."""
+
+QUARANTINE_COLUMNS = ("network", "owner", "program", "length", *_FROM_DECODER)
+
+
+def _quarantine_rows(program: Program, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return quarantined records as rows of `uho.quarantine`: with the program's key and the payload's length."""
+    text = {b"uho:postgres": b"text"}
+    columns: list[tuple[str, Any, Mapping[bytes, bytes]]] = [
+        (name, pa.repeat(pa.scalar(value, pa.string()), batch.num_rows), text)
+        for name, value in (("network", program.network), ("owner", program.owner), ("program", program.name))
+    ]
+    lengths = pc.call_function("binary_length", [batch.column("payload")]).cast(pa.int64())
+    columns.append(("length", lengths, {b"uho:postgres": b"bigint"}))
+    columns.extend((name, batch.column(name), batch.schema.field(name).metadata) for name in _FROM_DECODER)
+    schema = pa.schema([pa.field(name, array.type, metadata=metadata) for name, array, metadata in columns])
+    return pa.RecordBatch.from_arrays([array for _, array, _ in columns], schema=schema)
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of `batch` in pieces of about `PIECE_BYTES`, at least one row each."""
+    rows = max(1, batch.num_rows * PIECE_BYTES // max(1, batch.nbytes))
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
 
 
 @contextmanager
@@ -188,10 +248,15 @@ def chunk_load(
 
     Raises:
         AttemptFencedError: a later attempt owns the chunk.
+        ConnectionBusyError: the connection is in a transaction.
     """
-    connection.rollback()
+    if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+        raise ConnectionBusyError(program.key, chunk)
     try:
         yield ChunkLoad(connection, plan, program, chunk, attempt)
     finally:
         if not connection.closed:
-            connection.rollback()
+            try:
+                connection.rollback()
+            except psycopg.Error:  # interrupted within a command: without the connection the server rolls back
+                connection.close()

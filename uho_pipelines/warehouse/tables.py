@@ -1,6 +1,9 @@
 """A program's event tables: made from what the decoder yields, and migrated in place when an IDL version adds to them.
 
 What belongs here: schemas, tables, columns, comments, and the names kept for them. Rows are `load.py`'s business.
+
+Every chunk's load asks for its tables, so what is as it should be is left untouched: even a COMMENT that changes
+nothing takes a lock that would cancel the table's autovacuum each time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +17,7 @@ from psycopg import sql
 from uho_pipelines.errors import UhoError
 from uho_pipelines.registry import Program
 from uho_pipelines.warehouse.connection import Connection
-from uho_pipelines.warehouse.naming import FIXED_COLUMNS, column_name, sql_name
+from uho_pipelines.warehouse.naming import FIXED_COLUMNS, FLAG_COLUMNS, column_name, sql_name
 
 POSTGRES_TYPES: Mapping[str, sql.SQL] = {
     "bigint": sql.SQL("bigint"),
@@ -31,10 +34,21 @@ POSTGRES_TYPES: Mapping[str, sql.SQL] = {
 }
 """The column types that the decoder asks for; anything else is refused rather than put into SQL."""
 
-FLAG_COLUMNS = ("failed", "truncated")
-"""The last columns of the tables of a program with `include_failed`."""
+NULLABLE_FIXED_COLUMNS = frozenset({"block_time", *FLAG_COLUMNS})
 
-NULLABLE_FIXED_COLUMNS = frozenset({"block_time"})
+MOST_COLUMNS = 1_600
+"""Postgres's limit of columns in a table, dropped ones included."""
+
+FIXED_DOCS: Mapping[str, str] = {
+    "slot": "The slot of the transaction's block",
+    "tx_index": "The transaction's place in its block, from 0",
+    "event_index": "The record's place among the program's records of the transaction: logs first, then CPI",
+    "signature": "The transaction's signature, base58",
+    "source": "How the program said it: log or cpi",
+    "block_time": "The block's time; null where the block has none",
+    "failed": "Whether the transaction failed; null: loaded while failed transactions were left out",
+    "truncated": "Whether the transaction's log was cut; null: loaded while failed transactions were left out",
+}
 
 
 class ColumnTypeError(UhoError):
@@ -45,6 +59,31 @@ class ColumnTypeError(UhoError):
         self.column = column
         self.reason = reason
         super().__init__(f"column {column} of {table}: {reason}")
+
+
+class ColumnChangedError(ColumnTypeError):
+    """A column exists with another type than the IDL versions now ask for."""
+
+    def __init__(self, table: str, column: str, kept: str, wanted: str) -> None:
+        self.kept = kept
+        self.wanted = wanted
+        super().__init__(
+            table,
+            column,
+            f"is {kept} and the IDL versions now ask for {wanted}; columns never change their type. If the layout "
+            "changed on chain, list the new IDL in program.yaml as a version of its own beside the old one. If the old "
+            f"IDL was wrong, DROP TABLE {table} and materialize all events of the program again",
+        )
+
+
+class EventRefusedError(UhoError):
+    """An event of an IDL that Postgres can have no table for."""
+
+    def __init__(self, program: str, event: str, reason: str) -> None:
+        self.program = program
+        self.event = event
+        self.reason = reason
+        super().__init__(f"{program}: event {event!r} can have no table: {reason}. Correct the IDL")
 
 
 @dataclass(frozen=True)
@@ -73,31 +112,52 @@ def ensure_tables(connection: Connection, program: Program, tables: Sequence[uho
     ledger (`ledger.begin_attempt` sees to it).
 
     Raises:
-        ColumnTypeError: a column exists with another type than the decoder asks for now.
+        ColumnTypeError: a column exists with another type than the decoder asks for now, or has no type.
+        EventRefusedError: Postgres can have no table for an event.
     """
     with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"uho tables {program.key}"])
-        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(program.schema_name)))
+        lock = f"uho tables {program.key}"
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [lock])
         names = _Names(connection, program)
-        existing = _existing_columns(connection, program.schema_name)
-        plans = {table.name: _ensure_table(connection, program, table, names, existing) for table in tables}
+        existing = _read_catalog(connection, program.schema_name)
+        if existing is None:
+            connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(program.schema_name)))
+        plans = {table.name: _ensure_table(connection, program, table, names, existing or {}) for table in tables}
     return WarehousePlan(program.schema_name, plans)
 
 
 def read_plan(connection: Connection, program: Program) -> WarehousePlan:
-    """Return the program's tables as they are, for reading: names from `uho.sql_name`, nothing is made."""
+    """Return the program's tables as they are, of events of earlier IDL versions too; nothing is made.
+
+    Columns are the table's own order, fixed columns and those that were made for a field.
+    """
     with connection.transaction():
-        rows = connection.execute(
-            "SELECT event, field, sql_name FROM uho.sql_name WHERE (network, owner, program) = (%s, %s, %s)",
-            [program.network, program.owner, program.name],
-        ).fetchall()
-    tables = {event: made for event, name, made in rows if not name}
-    columns = {event: {name: made for of, name, made in rows if of == event and name} for event in tables}
-    schema = program.schema_name
-    plans = {
-        event: TablePlan(schema, made, tuple(columns[event].values()), columns[event]) for event, made in tables.items()
-    }
-    return WarehousePlan(schema, plans)
+        catalog = _read_catalog(connection, program.schema_name) or {}
+        names = _Names(connection, program).kept
+    fields: dict[str, dict[str, str]] = {}
+    for (event, name), made in names.items():
+        if name:
+            fields.setdefault(event, {})[name] = made
+    plans: dict[str, TablePlan] = {}
+    for (event, name), table in names.items():
+        if name or table not in catalog:
+            continue
+        present = catalog[table].columns
+        made = {name: column for name, column in fields.get(event, {}).items() if column in present}
+        ours = {*FIXED_COLUMNS, *made.values()}
+        columns = tuple(column for column in present if column in ours)
+        plans[event] = TablePlan(program.schema_name, table, columns, made)
+    return WarehousePlan(program.schema_name, plans)
+
+
+@dataclass
+class _Existing:
+    """A table as the catalog has it."""
+
+    comment: str | None = None
+    columns: dict[str, str] = field(default_factory=dict[str, str])
+    """Types as `POSTGRES_TYPES` writes them, in the table's order."""
+    comments: dict[str, str | None] = field(default_factory=dict[str, str | None])
 
 
 def _ensure_table(
@@ -105,11 +165,10 @@ def _ensure_table(
     program: Program,
     table: uho_native.EventTable,
     names: "_Names",
-    existing: Mapping[tuple[str, str], str],
+    catalog: Mapping[str, _Existing],
 ) -> TablePlan:
     schema: pa.Schema = table.schema
     name = names.table(table.name)
-    identifier = sql.Identifier(program.schema_name, name)
     fixed = 1 + schema.names.index("block_time")
     columns: dict[str, str] = {}
     fields: dict[str, str] = {}
@@ -120,6 +179,19 @@ def _ensure_table(
             fields[arrow_field.name] = column
     if program.include_failed:
         columns |= dict.fromkeys(FLAG_COLUMNS, "boolean")
+    existing = catalog.get(name)
+    if len(columns.keys() | (existing.columns.keys() if existing else set())) > MOST_COLUMNS:
+        raise EventRefusedError(program.key, table.name, f"it would have more than {MOST_COLUMNS:,} columns")
+    if existing is None:
+        _create(connection, program.schema_name, name, columns)
+        existing = _Existing(columns=columns)
+    else:
+        _add_columns(connection, program.schema_name, name, columns, existing)
+    _comment(connection, program.schema_name, name, table, fields, existing)
+    return TablePlan(program.schema_name, name, tuple(columns), fields)
+
+
+def _create(connection: Connection, schema: str, name: str, columns: Mapping[str, str]) -> None:
     definitions = [
         sql.SQL("{} {}{}").format(
             sql.Identifier(column),
@@ -129,63 +201,88 @@ def _ensure_table(
         for column, kind in columns.items()
     ]
     connection.execute(
-        sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, PRIMARY KEY (slot, tx_index, event_index))").format(
-            identifier, sql.SQL(", ").join(definitions)
+        sql.SQL("CREATE TABLE {} ({}, PRIMARY KEY (slot, tx_index, event_index))").format(
+            sql.Identifier(schema, name), sql.SQL(", ").join(definitions)
         )
     )
-    if any(table_name == name for table_name, _ in existing):
-        for column, kind in columns.items():
-            kept = existing.get((name, column))
-            if kept is None:
-                default = sql.SQL(
-                    " NOT NULL DEFAULT false"
-                    if column in ("failed", "truncated") and column not in fields.values()
-                    else ""
-                )
-                connection.execute(
-                    sql.SQL("ALTER TABLE {} ADD COLUMN {} {}{}").format(
-                        identifier, sql.Identifier(column), POSTGRES_TYPES[kind], default
-                    )
-                )
-            elif kept != kind:
-                raise ColumnTypeError(name, column, f"is {kept}; the IDL now asks for {kind}")
-    _comment(connection, program.schema_name, name, table, fields)
-    return TablePlan(program.schema_name, name, tuple(columns), fields)
+
+
+def _add_columns(
+    connection: Connection, schema: str, name: str, columns: Mapping[str, str], existing: _Existing
+) -> None:
+    """Add what is missing; every added column is nullable and without a default, so old row digests stay valid."""
+    for column, kind in columns.items():
+        kept = existing.columns.get(column)
+        if kept is None:
+            statement = sql.SQL("ALTER TABLE {} ADD COLUMN {} {}")
+            connection.execute(
+                statement.format(sql.Identifier(schema, name), sql.Identifier(column), POSTGRES_TYPES[kind])
+            )
+        elif kept != kind:
+            raise ColumnChangedError(f"{schema}.{name}", column, kept, kind)
 
 
 def _comment(
-    connection: Connection, schema: str, name: str, table: uho_native.EventTable, fields: Mapping[str, str]
+    connection: Connection,
+    schema: str,
+    name: str,
+    table: uho_native.EventTable,
+    fields: Mapping[str, str],
+    existing: _Existing,
 ) -> None:
-    comment = sql.Literal(_plain(table.docs or f"Event {table.name}"))
-    connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(sql.Identifier(schema, name), comment))
-    for arrow_field in table.schema:
-        docs = (arrow_field.metadata or {}).get(b"uho:docs", b"").decode()
-        if docs and arrow_field.name in fields:
-            column = sql.Identifier(schema, name, fields[arrow_field.name])
-            connection.execute(sql.SQL("COMMENT ON COLUMN {} IS {}").format(column, sql.Literal(_plain(docs))))
+    """Set the comments that differ."""
+    comment = _plain(table.docs or f"Event {table.name}")
+    if existing.comment != comment:
+        connection.execute(
+            sql.SQL("COMMENT ON TABLE {} IS {}").format(sql.Identifier(schema, name), sql.Literal(comment))
+        )
+    docs = {column: text for column, text in FIXED_DOCS.items() if column in existing.columns}
+    for index, arrow_field in enumerate(table.schema):
+        text = _metadata(arrow_field, b"uho:docs")
+        if text and index >= table.schema.names.index("block_time"):
+            docs[fields.get(arrow_field.name, arrow_field.name)] = _plain(text)
+    for column, text in docs.items():
+        if existing.comments.get(column) != text:
+            where = sql.Identifier(schema, name, column)
+            connection.execute(sql.SQL("COMMENT ON COLUMN {} IS {}").format(where, sql.Literal(text)))
 
 
 def _plain(text: str) -> str:
     return text.replace("\0", "\\u0000")
 
 
+def _metadata(arrow_field: Any, key: bytes) -> str:  # noqa: ANN401 - pyarrow has no types
+    return (arrow_field.metadata or {}).get(key, b"").decode()
+
+
 def _postgres_type(table: str, arrow_field: Any) -> str:  # noqa: ANN401 - pyarrow has no types
-    kind = (arrow_field.metadata or {}).get(b"uho:postgres", b"").decode()
+    kind = _metadata(arrow_field, b"uho:postgres")
     if kind not in POSTGRES_TYPES:
         raise ColumnTypeError(
-            table, arrow_field.name, f"the decoder asks for the Postgres type {kind!r}, which is not known"
+            table,
+            arrow_field.name,
+            f"the decoder asks for the Postgres type {kind!r}, which this version does not know. Update both together",
         )
     return kind
 
 
-def _existing_columns(connection: Connection, schema: str) -> dict[tuple[str, str], str]:
-    """Return `{(table, column): type}` of a schema, types as `POSTGRES_TYPES` writes them."""
+def _read_catalog(connection: Connection, schema: str) -> dict[str, _Existing] | None:
+    """Return the tables of `schema` by name; None when there is no such schema."""
+    found = connection.execute("SELECT oid FROM pg_namespace WHERE nspname = %s", [schema]).fetchone()
+    if found is None:
+        return None
     query = """
-        SELECT c.relname, a.attname, replace(format_type(a.atttypid, NULL), 'timestamp with time zone', 'timestamptz')
+        SELECT c.relname, obj_description(c.oid, 'pg_class'), a.attname, format_type(a.atttypid, a.atttypmod),
+               col_description(c.oid, a.attnum)
           FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-         WHERE c.relnamespace = %s::regnamespace AND c.relkind IN ('r', 'p')"""
-    quoted = sql.Identifier(schema).as_string(connection)
-    return {(row[0], row[1]): row[2] for row in connection.execute(query, [quoted])}
+         WHERE c.relnamespace = %s AND c.relkind IN ('r', 'p')
+         ORDER BY c.relname, a.attnum"""
+    tables: dict[str, _Existing] = {}
+    for name, comment, column, kind, docs in connection.execute(query, [found[0]]):
+        table = tables.setdefault(name, _Existing(comment))
+        table.columns[column] = "timestamptz" if kind == "timestamp with time zone" else kind
+        table.comments[column] = docs
+    return tables
 
 
 class _Names:
@@ -193,19 +290,40 @@ class _Names:
 
     def __init__(self, connection: Connection, program: Program) -> None:
         self.connection = connection
+        self.program = program
         self.key = [program.network, program.owner, program.name]
         rows = connection.execute(
-            "SELECT event, field, sql_name FROM uho.sql_name WHERE (network, owner, program) = (%s, %s, %s)", self.key
+            "SELECT event, field, sql_name FROM uho.sql_name WHERE (network, owner, program) = (%s, %s, %s) "
+            "ORDER BY event, field",
+            self.key,
         )
         self.kept: dict[tuple[str, str], str] = {(event, name): made for event, name, made in rows}
+        self.tables = {made for (_, name), made in self.kept.items() if not name}
+        self.columns: dict[str, set[str]] = {}
+        for (event, name), made in self.kept.items():
+            if name:
+                self.columns.setdefault(event, set()).add(made)
 
     def table(self, event: str) -> str:
-        taken = {made for (_, name), made in self.kept.items() if not name}
-        return self.kept.get((event, "")) or self._keep(event, "", sql_name(event, taken))
+        self._require(event, event)
+        made = self.kept.get((event, ""))
+        if made is None:
+            made = self._keep(event, "", sql_name(event, self.tables))
+            self.tables.add(made)
+        return made
 
     def column(self, event: str, name: str) -> str:
-        taken = {*FIXED_COLUMNS, *(made for (of, kept), made in self.kept.items() if of == event and kept)}
-        return self.kept.get((event, name)) or self._keep(event, name, column_name(name, taken))
+        self._require(event, name)
+        made = self.kept.get((event, name))
+        if made is None:
+            taken = self.columns.setdefault(event, set())
+            made = self._keep(event, name, column_name(name, taken))
+            taken.add(made)
+        return made
+
+    def _require(self, event: str, name: str) -> None:
+        if not name or "\0" in name:
+            raise EventRefusedError(self.program.key, event, f"the name {name!r} is empty or has U+0000 in it")
 
     def _keep(self, event: str, name: str, made: str) -> str:
         self.connection.execute(
