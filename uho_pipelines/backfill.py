@@ -115,7 +115,7 @@ def _run_chunks(
             results.append(_result(program, chunk, outcome, time.monotonic() - started))
             bar.update(slots, completed=sum(before.slots for before in chunks[: done + 1]))
             for finding in results[-1].findings:
-                console.print(f"chunk {chunk.key}: {finding}", highlight=False, markup=False)
+                console.print(f"chunk {chunk.key}: {finding}", highlight=False, markup=False, soft_wrap=True)
     return results
 
 
@@ -128,7 +128,8 @@ def _advance(bar: Progress, task: TaskID, chunk: Chunk, before: int) -> Any:  # 
 
 def _result(program: Program, chunk: Chunk, outcome: ExecuteInProcessResult, seconds: float) -> ChunkResult:
     result = ChunkResult(chunk, outcome.success, seconds)
-    for check in outcome.get_asset_check_evaluations():
+    checks = outcome.get_asset_check_evaluations()
+    for check in checks:
         if not check.passed:
             result.findings.append(f"{check.check_name} {check.severity.value}: {check.description or ''}")
             result.succeeded = result.succeeded and check.severity.value != "ERROR"
@@ -140,7 +141,9 @@ def _result(program: Program, chunk: Chunk, outcome: ExecuteInProcessResult, sec
             else:
                 result.matched = int(str(metadata["transactions matched"].value))
         elif event.is_step_failure:
-            result.findings.append(redact(_reason(event)))
+            reason = redact(_reason(event))
+            if not any(check.description and reason.endswith(check.description) for check in checks):
+                result.findings.append(reason)
     return result
 
 

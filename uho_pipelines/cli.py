@@ -33,7 +33,10 @@ def up() -> None:
 
     settings = load_settings()
     with running_stack(settings, console.print) as stack:
-        console.print(f"Dagster: [bold]{stack.url}[/bold]   logs: {settings.home / 'logs'}   Ctrl-C stops everything")
+        console.print(
+            f"Dagster: [bold]{stack.url}[/bold]   logs: {settings.home / 'logs'}   Ctrl-C stops everything",
+            soft_wrap=True,
+        )
         while True:
             time.sleep(1)
             stack.watch()
@@ -93,5 +96,5 @@ def main() -> None:
     except UhoError as error:
         if os.environ.get("UHO_TRACEBACK"):
             raise
-        errors.print(f"[bold red]error:[/bold red] {error}", highlight=False, markup=True)
+        errors.print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
