@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uho_pipelines.errors import UhoError
+from uho_pipelines.redaction import redact
 
 PARENT_DEATH_SIGNAL = 1
 """`PR_SET_PDEATHSIG` of prctl(2)."""
@@ -32,13 +33,13 @@ class ChildFailedError(UhoError):
 
 
 def last_lines(log: Path, count: int = 12) -> str:
-    """Return the last `count` lines of a log file, indented; an empty text when there is none."""
+    """Return the last `count` lines of a log file, indented, without credentials; an empty text when there is none."""
     if not log.exists():
         return ""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 16_384))
         lines = file.read().decode("utf-8", "replace").splitlines()
-    return "\n".join(f"    {line}" for line in lines[-count:])
+    return "\n".join(f"    {redact(line)}" for line in lines[-count:])
 
 
 def _library() -> ctypes.CDLL | None:
@@ -51,12 +52,16 @@ _LIBC = _library()
 def die_with_parent(signal_number: signal.Signals) -> Callable[[], None]:
     """Return a `preexec_fn` that asks the kernel for this signal when the parent dies (on Linux; elsewhere nothing).
 
-    So `kill -9` of `uho` leaves nothing behind.
+    So `kill -9` of `uho` leaves nothing behind. The kernel's parent is the thread that starts the child: start children
+    from a thread that lives as long as they should.
     """
+    parent = os.getpid()
 
     def prepare() -> None:
         if _LIBC is not None:
             _LIBC.prctl(PARENT_DEATH_SIGNAL, signal_number, 0, 0, 0)
+            if os.getppid() != parent:  # it died before we asked
+                os._exit(1)
 
     return prepare
 
@@ -70,19 +75,23 @@ class Child:
     log: Path
 
     def wait_until_ready(self, ready: Callable[[], bool], *, seconds: float) -> None:
-        """Poll `ready` until it is true.
+        """Poll `ready` until it is true; a child that does not become ready is stopped.
 
         Raises:
             ChildFailedError: the process ended, or `seconds` passed.
         """
         deadline = time.monotonic() + seconds
-        while not ready():
-            code = self.process.poll()
-            if code is not None:
-                raise ChildFailedError(self.name, f"ended with exit code {code} while starting", self.log)
-            if time.monotonic() > deadline:
-                raise ChildFailedError(self.name, f"was not ready after {seconds:.0f} seconds", self.log)
-            time.sleep(0.1)
+        try:
+            while not ready():
+                code = self.process.poll()
+                if code is not None:
+                    raise ChildFailedError(self.name, f"ended with exit code {code} while starting", self.log)
+                if time.monotonic() > deadline:
+                    raise ChildFailedError(self.name, f"was not ready after {seconds:.0f} seconds", self.log)
+                time.sleep(0.1)
+        except BaseException:
+            self.stop(seconds=1)
+            raise
 
     def stop(self, *, seconds: float = 20) -> None:
         """End the process and what it started: SIGTERM, then SIGKILL after `seconds`."""

@@ -23,6 +23,8 @@ def read_or_create_secret(home: Path, name: str) -> str:
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(secrets.token_urlsafe(32))
+            file.flush()
+            os.fsync(file.fileno())  # an empty secret after a power cut would be one that nobody knows to be wrong
         try:
             os.link(aside, path)
         except FileExistsError:
