@@ -44,7 +44,8 @@ impl CarWriter {
         Ok(writer)
     }
 
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+    /// Appends bytes: sections that are whole.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.offset += bytes.len() as u64;
         self.file.write_all(bytes)
     }
@@ -109,7 +110,13 @@ impl CarWriter {
     }
 }
 
-fn frame(node: &mut Node, chained: Option<(u64, usize, usize)>, payload: &[u8], next: &[Cid]) {
+/// Appends a data frame to `node`; `chained` is the checksum, this frame's index and how many there are.
+pub(crate) fn frame(
+    node: &mut Node,
+    chained: Option<(u64, usize, usize)>,
+    payload: &[u8],
+    next: &[Cid],
+) {
     node.begin_array(6);
     node.unsigned(6);
     if let Some((checksum, index, total)) = chained {

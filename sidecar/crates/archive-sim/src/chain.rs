@@ -15,7 +15,7 @@ use crate::{Plan, Pubkey, base58};
 pub(crate) type Traps = BTreeMap<&'static str, u64>;
 
 /// `Vote111111111111111111111111111111111111111`.
-const VOTE: Pubkey = [
+pub(crate) const VOTE: Pubkey = [
     7, 97, 72, 29, 53, 116, 116, 187, 124, 77, 118, 36, 235, 211, 189, 179, 216, 53, 94, 115, 209,
     16, 67, 252, 13, 163, 83, 128, 0, 0, 0, 0,
 ];
@@ -43,7 +43,8 @@ pub(crate) fn has_block(plan: &Plan, slot: u64) -> bool {
     !empty && !skipped
 }
 
-fn generator(seed: u64, slot: u64, purpose: u64) -> ChaCha8Rng {
+/// A generator of its own for each slot and purpose.
+pub(crate) fn generator(seed: u64, slot: u64, purpose: u64) -> ChaCha8Rng {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     bytes[8..16].copy_from_slice(&slot.to_le_bytes());

@@ -3,7 +3,7 @@
 //! [`write()`] takes a [`Plan`] and leaves an archive in the real layout (`{epoch}/epoch-{epoch}.car`, `.cid`,
 //! `-slot-ranges.raw`), the demo's program folders, and `truth/`: every event that a correct backfill must load. The same plan
 //! writes the same bytes. Nothing here is shared with the reader or the decoder, so that agreement between the two sides
-//! proves something.
+//! proves something. [`write_large`] writes gigabytes for measurements, and counts what is in them.
 //!
 //! ```
 //! # fn main() -> Result<(), archive_sim::SimError> {
@@ -23,6 +23,7 @@ mod car;
 mod cbor;
 mod chain;
 mod events;
+mod large;
 mod metadata;
 mod transaction;
 mod truth;
@@ -30,6 +31,7 @@ mod writer;
 
 use serde::Serialize;
 
+pub use large::{LARGE_CHUNK_SLOTS, LargePlan, LargeProgram, LargeSummary, write_large};
 pub use truth::{ChunkSummary, ProgramSummary, Summary};
 pub use writer::write;
 

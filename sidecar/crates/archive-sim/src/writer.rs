@@ -15,18 +15,18 @@ use crate::truth::{Placed, Summary, TruthWriter};
 use crate::{Plan, SLOTS_PER_EPOCH, SimError, base58, metadata};
 
 /// An epoch being written.
-struct Epoch {
+pub(crate) struct Epoch {
     number: u64,
     stem: PathBuf,
-    car: CarWriter,
+    pub(crate) car: CarWriter,
     ranges: Vec<u8>,
-    blocks: Vec<Cid>,
+    pub(crate) blocks: Vec<Cid>,
     first_slot: u64,
-    last_slot: u64,
+    pub(crate) last_slot: u64,
 }
 
 impl Epoch {
-    fn create(folder: &Path, number: u64, first_slot: u64) -> Result<Self, SimError> {
+    pub(crate) fn create(folder: &Path, number: u64, first_slot: u64) -> Result<Self, SimError> {
         let folder = folder.join(number.to_string());
         fs::create_dir_all(&folder)?;
         let stem = folder.join(format!("epoch-{number}"));
@@ -43,14 +43,16 @@ impl Epoch {
         })
     }
 
-    fn index(&mut self, slot: u64, offset: u64) {
+    /// Lists the block of `slot`, whose sections began at `offset` and end here.
+    pub(crate) fn index(&mut self, slot: u64, offset: u64) {
         let length = (self.car.offset - offset) as u32;
         let at = (slot % SLOTS_PER_EPOCH) as usize * 12;
         self.ranges[at..at + 8].copy_from_slice(&offset.to_le_bytes());
         self.ranges[at + 8..at + 12].copy_from_slice(&length.to_le_bytes());
     }
 
-    fn finish(mut self) -> Result<(), SimError> {
+    /// Writes the closing nodes and the files beside the CAR file; returns that one's bytes.
+    pub(crate) fn finish(mut self) -> Result<u64, SimError> {
         let mut subset = Node::array(4);
         subset.unsigned(3);
         subset.unsigned(self.first_slot);
@@ -62,11 +64,12 @@ impl Epoch {
         epoch.unsigned(self.number);
         epoch.links(&[subset]);
         let root = self.car.section(&epoch)?;
+        let bytes = self.car.offset;
         self.car.finish(&root)?;
         fs::write(self.stem.with_extension("cid"), cid_text(&root))?;
         let name = format!("epoch-{}-slot-ranges.raw", self.number);
         fs::write(self.stem.with_file_name(name), &self.ranges)?;
-        Ok(())
+        Ok(bytes)
     }
 }
 
@@ -112,7 +115,10 @@ pub fn write(folder: &Path, plan: &Plan) -> Result<Summary, SimError> {
     if let Some(finished) = epoch {
         finished.finish()?;
     }
-    write_programs(&folder.join("programs"), plan)?;
+    for (name, idl) in PROGRAMS {
+        let slots = (plan.first_slot, plan.last_slot);
+        write_program(&folder.join("programs"), name, idl, slots, Some("demo"))?;
+    }
     truth.finish(&truth_folder)
 }
 
@@ -248,22 +254,27 @@ fn write_transaction(
     Ok(epoch.car.section(&node)?)
 }
 
-fn write_programs(folder: &Path, plan: &Plan) -> Result<(), SimError> {
-    for (name, idl) in PROGRAMS {
-        let address = base58(&program_id(name));
-        let program = folder.join(name);
-        fs::create_dir_all(program.join("idl"))?;
-        fs::write(
-            program.join("idl").join(format!("{name}.json")),
-            idl.replace("{ADDRESS}", &address),
-        )?;
-        let (first, last) = (plan.first_slot, plan.last_slot);
-        let file = json!(format!("idl/{name}.json"));
-        let yaml = format!(
-            "# A program of the archive simulator (network sim): the demo backfills it.\nprogram_id: {address}\nnetwork: sim\n\
-             owner: demo\nfirst_slot: {first}\nlast_slot: {last}  # inclusive\nscan_group: demo\nidls:\n  - {{from_slot: 0, file: {file}}}\n"
-        );
-        fs::write(program.join("program.yaml"), yaml)?;
-    }
+/// Writes a program's folder; `slots` are its first and last, inclusive.
+pub(crate) fn write_program(
+    folder: &Path,
+    name: &str,
+    idl: &str,
+    (first, last): (u64, u64),
+    scan_group: Option<&str>,
+) -> Result<(), SimError> {
+    let address = base58(&program_id(name));
+    let program = folder.join(name);
+    fs::create_dir_all(program.join("idl"))?;
+    fs::write(
+        program.join("idl").join(format!("{name}.json")),
+        idl.replace("{ADDRESS}", &address),
+    )?;
+    let file = json!(format!("idl/{name}.json"));
+    let group = scan_group.map_or_else(String::new, |group| format!("scan_group: {group}\n"));
+    let yaml = format!(
+        "# A program of the archive simulator (network sim): the demo backfills it.\nprogram_id: {address}\nnetwork: sim\n\
+         owner: demo\nfirst_slot: {first}\nlast_slot: {last}  # inclusive\n{group}idls:\n  - {{from_slot: 0, file: {file}}}\n"
+    );
+    fs::write(program.join("program.yaml"), yaml)?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use archive_sim::{Plan, write};
+use archive_sim::{LargePlan, Plan, write, write_large};
 use sha2::{Digest, Sha256};
 
 fn small() -> Plan {
@@ -146,5 +146,59 @@ fn the_truth_counts_what_it_lists_and_every_trap_occurs() {
             *times > 0 || trap == "zero_block_times",
             "{trap} never occurs"
         );
+    }
+}
+
+#[test]
+fn a_large_archive_is_whole_counts_what_it_holds_and_repeats() {
+    let (folder, again) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let plan = LargePlan {
+        bytes: 6_000_000,
+        ..LargePlan::default()
+    };
+    let summary = write_large(folder.path(), &plan).unwrap();
+    write_large(again.path(), &plan).unwrap();
+    assert_eq!(files(folder.path()), files(again.path()));
+
+    let stem = folder.path().join("3");
+    let car = fs::read(stem.join("epoch-3.car")).unwrap();
+    assert_eq!(car.len() as u64, summary.car_bytes);
+    let mut kinds = BTreeMap::new();
+    for (_, node, _) in sections(&car) {
+        *kinds.entry(node[1]).or_insert(0_u64) += 1;
+    }
+    // The block after the chunk, with about 20 transactions, proves its end.
+    assert_eq!(kinds[&2], summary.blocks + 1);
+    assert!((18..=22).contains(&(kinds[&0] - summary.transactions)));
+    assert_eq!((kinds[&3], kinds[&4]), (1, 1));
+
+    let ranges = fs::read(stem.join("epoch-3-slot-ranges.raw")).unwrap();
+    let listed: Vec<u64> = ranges
+        .chunks(12)
+        .enumerate()
+        .filter(|(_, range)| range[8..] != [0; 4])
+        .map(|(position, _)| 3 * 432_000 + position as u64)
+        .collect();
+    assert_eq!(listed.len() as u64, summary.blocks + 1);
+    assert_eq!(listed[0], plan.first_slot);
+    assert_eq!(*listed.last().unwrap(), plan.first_slot + 100_000);
+
+    let orderbook = summary.programs["orderbook"];
+    let percent = orderbook.transactions * 100 / summary.transactions;
+    assert!((1..=3).contains(&percent), "{percent} %");
+    assert!(orderbook.by_lookup_only > 0 && orderbook.events > orderbook.transactions);
+    assert!(orderbook.events < orderbook.records);
+}
+
+#[test]
+fn a_large_archive_that_fits_no_chunk_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for first_slot in [0, 1_300_001, 1_200_000] {
+        let plan = LargePlan {
+            first_slot,
+            bytes: 1,
+            ..LargePlan::default()
+        };
+        assert!(write_large(folder.path(), &plan).is_err());
     }
 }
