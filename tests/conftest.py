@@ -1,0 +1,62 @@
+"""Servers that several test modules use."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from psycopg import sql
+
+from uho_pipelines.runtime.postgres import EmbeddedPostgres
+from uho_pipelines.warehouse import connect, migrate
+
+
+@contextmanager
+def short_home() -> Iterator[Path]:
+    """A folder whose path is short enough for a socket's, and that the server's user can pass when we are root."""
+    home = Path(tempfile.mkdtemp(prefix="uho-test-", dir="/tmp")).resolve()
+    home.chmod(0o711)
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A running server with a migrated warehouse, for all tests that leave it as they find it."""
+    with short_home() as home, EmbeddedPostgres(home) as server:
+        migrate(server.url("uho"))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _expendable():
+    with short_home() as home:
+        server = EmbeddedPostgres(home)
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def expendable(_expendable):
+    """A server of its own that tests may stop and kill; it runs when the test begins."""
+    _expendable.start()
+    return _expendable
+
+
+@pytest.fixture
+def warehouse(postgres):
+    """The URL of an empty, migrated warehouse."""
+    yield postgres.url("uho")
+    empty(postgres.url("uho"))
+
+
+def empty(url: str) -> None:
+    """Remove every program and its tables."""
+    with connect(url, application_name="test") as connection:
+        for (schema,) in connection.execute("SELECT schema_name FROM uho.program").fetchall():
+            connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+        connection.execute("TRUNCATE uho.network CASCADE")
