@@ -1,0 +1,222 @@
+"""`python -m benchmarks [all|memory]`: writes archives, measures, and prints tables of ratios.
+
+What belongs here: which figures there are, and how a person reads them.
+"""
+
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import copying, decoding, memory, scanning, whole_path
+from benchmarks.measuring import Spent, median_of, spread
+from benchmarks.stage import Stage, stage, temporary_folder, write_archive
+
+FREQUENT, RARE = "orderbook", "rare"
+MILLION = 1_000_000
+MEBIBYTE = 1024 * 1024
+
+application = typer.Typer(add_completion=False, help="Ratios measured side by side in one run.")
+console = Console(width=118)
+
+Folder = Annotated[
+    Path | None, typer.Option(help="Where the temporary folder is made; the system's place for them by default.")
+]
+Runs = Annotated[int, typer.Option(min=1, help="Every figure is the median of so many runs.")]
+
+
+@application.callback(invoke_without_command=True)
+def main(context: typer.Context) -> None:
+    """Ratios measured side by side in one run; without a command, all of them but memory."""
+    if context.invoked_subcommand is None:
+        ratios()
+
+
+@application.command("all")
+def ratios(
+    load_megabytes: Annotated[int, typer.Option(help="Archive of which 15 % are loaded, in MB.")] = 250,
+    scan_megabytes: Annotated[int, typer.Option(help="Archive that is scanned, in MB.")] = 500,
+    runs: Runs = 3,
+    folder: Folder = None,
+) -> None:
+    """Measure the whole path, decoding, COPY and scanning."""
+    started = time.monotonic()
+    console.print(
+        "Medians of CPU seconds. [bold]Read the ratios[/bold]: absolute figures mean nothing on another machine.\n"
+    )
+    with temporary_folder(folder) as base:
+        archive = write_archive(base / "load", load_megabytes, 15)
+        with stage(base / "home-load", archive) as here:
+            _show_path(here, runs)
+            _show_decoding(here, runs)
+        archive = write_archive(base / "scan", scan_megabytes, 2)
+        with stage(base / "home-scan", archive) as here:
+            _show_scanning(here, runs)
+    console.print(f"{time.monotonic() - started:.0f} s in all")
+
+
+@application.command("memory")
+def memory_of_chunks(
+    small_megabytes: Annotated[int, typer.Option(help="Archive of the small chunk, in MB.")] = 100,
+    large_megabytes: Annotated[int, typer.Option(help="Archive of the large chunk, in MB.")] = 1_000,
+    program_percent: Annotated[int, typer.Option(min=1, max=15, help="Transactions of the program, in 100.")] = 15,
+    folder: Folder = None,
+) -> None:
+    """Measure resident memory of sidecar and worker for a small and a large chunk."""
+    table = _table("Resident MiB, a chunk in one worker process", "process and phase", "before", "peak", "median")
+    table.add_column("peak by quarter of the phase", justify="right")
+    with temporary_folder(folder) as base:
+        for megabytes in (small_megabytes, large_megabytes):
+            archive = write_archive(base / f"archive-{megabytes}", megabytes, program_percent)
+            with stage(base / f"home-{megabytes}", archive) as here:
+                for name in (FREQUENT, RARE):
+                    found = memory.run_memory(here, name)
+                    title = f"{megabytes} MB of archive, {archive.count(name, 'records'):,} records of {name}"
+                    table.add_row(f"[bold]{title}[/bold]")
+                    for process, phase, before, resident in (
+                        ("sidecar", memory.RECORDS, found.sidecar_start, found.sidecar[memory.RECORDS]),
+                        ("worker", memory.RECORDS, found.worker_start, found.worker[memory.RECORDS]),
+                        ("worker", memory.EVENTS, found.worker_start, found.worker[memory.EVENTS]),
+                    ):
+                        quarters = " ".join(f"{_mebibytes(peak):>5}" for peak in resident.quarters())
+                        cells = [_mebibytes(amount) for amount in (before, resident.peak, resident.median)]
+                        table.add_row(f"  {process}, {phase}", *cells, quarters)
+                    table.add_section()
+            for car in archive.folder.glob("*/*.car"):
+                car.unlink()
+    console.print(table)
+
+
+def _show_path(here: Stage, runs: int) -> None:
+    program = here.program(FREQUENT)
+    events = here.archive.count(FREQUENT, "events")
+    whole_path.run_whole_path(here, program, events)  # imports, page cache, the first tables
+    measured = [whole_path.run_whole_path(here, program, events)[0] for _ in range(runs)]
+    bare = [copying.run_bare_copy(here, program) for _ in range(runs)]
+
+    table = _table(
+        f"Archive → lake → committed rows: {here.archive.truth['car_bytes'] / 1e6:,.0f} MB, {events:,} events",
+        "step",
+        "CPU s per million events",
+        "share",
+        "spread",
+    )
+    seconds = {what: median_of(measured, what) for what in {key for run in measured for key in run.seconds}}
+    parts = (whole_path.LAKE_READ, whole_path.DECODE, whole_path.ENCODE, whole_path.COPY)
+    rest = seconds[whole_path.WORKER_EVENTS] - sum(seconds[part] for part in parts)
+    total = sum(seconds[what] for what in (*_PROCESSES, whole_path.SERVER))
+    rows = [
+        ("sidecar: scan, extract, stream", seconds[whole_path.SIDECAR], whole_path.SIDECAR),
+        ("worker: stream and lake", seconds[whole_path.WORKER_RECORDS], whole_path.WORKER_RECORDS),
+        ("worker: read the lake, prove it", seconds[whole_path.LAKE_READ], whole_path.LAKE_READ),
+        ("worker: decode", seconds[whole_path.DECODE], whole_path.DECODE),
+        ("worker: encode for COPY", seconds[whole_path.ENCODE], whole_path.ENCODE),
+        ("worker: send", seconds[whole_path.COPY], whole_path.COPY),
+        ("worker: rest", rest, None),
+        (
+            "Postgres: delete, COPY, commit",
+            seconds[whole_path.SERVER] - seconds[whole_path.SERVER_DIGEST],
+            whole_path.SERVER,
+        ),
+        ("Postgres: digest of the rows", seconds[whole_path.SERVER_DIGEST], whole_path.SERVER_DIGEST),
+    ]
+    for name, amount, what in rows:
+        noise = f"± {spread(measured, what) / 2:.0%}" if what else ""
+        table.add_row(name, f"{amount / events * MILLION:.2f}", f"{amount / total:.0%}", noise)
+    table.add_section()
+    table.add_row("all", f"{total / events * MILLION:.2f}", "100%", "")
+    console.print(table)
+    walls = [
+        statistics.median(run[name] for run in measured) for name in (whole_path.WALL_RECORDS, whole_path.WALL_EVENTS)
+    ]
+    console.print(
+        f"here and now: {events / sum(walls):,.0f} events/s on the whole path ({walls[0]:.1f} s to the lake, then "
+        f"{events / walls[1]:,.0f} events/s to committed rows)\n"
+    )
+    _show_copying(measured, bare, events)
+
+
+_PROCESSES = (whole_path.SIDECAR, whole_path.WORKER_RECORDS, whole_path.WORKER_EVENTS)
+
+
+def _show_copying(loads: list[Spent], bare: list[Spent], events: int) -> None:
+    table = _table(f"Lake → committed rows against COPY alone, {events:,} rows", "figure", "ratio", "measured")
+    encode, client, server = (median_of(bare, what) for what in (copying.ENCODE, copying.CLIENT, copying.SERVER))
+    _ratio(table, "encode for COPY ÷ the server's CPU for the same COPY", encode, server)
+    _ratio(table, "client of a COPY of encoded bytes ÷ the server's CPU", client, server)
+    load_server = median_of(loads, whole_path.SERVER)
+    _ratio(table, "server: load (with digest and ledger) ÷ bare COPY", load_server, server)
+    load = load_server + median_of(loads, whole_path.WORKER_EVENTS)
+    _ratio(table, "all CPU: lake → committed rows ÷ bare COPY", load, server + client)
+    walls = median_of(loads, whole_path.WALL_EVENTS), median_of(bare, copying.WALL)
+    _ratio(table, "wall-clock: lake → committed rows ÷ bare COPY", *walls)
+    console.print(table)
+
+
+def _show_decoding(here: Stage, runs: int) -> None:
+    program = here.program(FREQUENT)
+    measured = [decoding.run_decoders(here, program) for _ in range(runs)]
+    native, anchorpy = (median_of(measured, what) for what in (decoding.NATIVE, decoding.ANCHORPY))
+    table = _table("Decoding the same payloads, CPU µs per record", "figure", "ratio", "measured")
+    _ratio(table, "anchorpy (Python objects) ÷ uho_native (Arrow)", anchorpy * 1e6, native * 1e6, "µs")
+    console.print(table)
+
+
+def _show_scanning(here: Stage, runs: int) -> None:
+    verifications: tuple[Literal["full", "matched"], ...] = ("full", "matched")
+    programs = [here.program(name) for name in (RARE, FREQUENT)]
+    measured: list[Spent] = []
+    scanning.run_floors(here.archive.car)
+    for _ in range(runs):
+        spent = scanning.run_floors(here.archive.car)
+        for program in programs:
+            for verify in verifications:
+                records = scanning.run_scan(here, program, verify, spent)
+                expected = here.archive.count(program.name, "records")
+                if records != expected:
+                    raise scanning.StreamIncompleteError(f"{program.key}: {records} records instead of {expected}")
+        measured.append(spent)
+    size = here.archive.truth["car_bytes"]
+    transactions = here.archive.truth["transactions"]
+    table = _table(
+        f"Scanning {size / 1e6:,.0f} MB, {transactions:,} transactions (page cache warm)",
+        "scan",
+        "÷ reading the file",
+        "÷ hashing it",
+        "CPU s",
+        "spread",
+    )
+    read, hashed = median_of(measured, scanning.READ), median_of(measured, scanning.HASH)
+    for name in [
+        scanning.READ,
+        scanning.HASH,
+        *(scanning.scan_name(program.name, verify) for program in programs for verify in verifications),
+    ]:
+        seconds = median_of(measured, name)
+        noise = f"± {spread(measured, name) / 2:.0%}"
+        table.add_row(name, f"{seconds / read:.2f}", f"{seconds / hashed:.2f}", f"{seconds:.3f}", noise)
+    console.print(table)
+
+
+def _table(title: str, first: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column(first)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _ratio(table: Any, name: str, first: float, second: float, unit: str = "s") -> None:  # noqa: ANN401 - rich's Table
+    table.add_row(name, f"{first / second:.2f}" if second else "", f"{first:.3f} {unit} ÷ {second:.3f} {unit}")
+
+
+def _mebibytes(amount: int) -> str:
+    return f"{amount / MEBIBYTE:,.0f}"
+
+
+if __name__ == "__main__":
+    application()

@@ -1,0 +1,85 @@
+"""Archive → lake → committed rows of one chunk, and where its CPU seconds go.
+
+What belongs here: clocks around the steps of the path that runs in production; the steps themselves are untouched.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import uho_native
+
+from benchmarks.measuring import Spent
+from benchmarks.stage import Stage
+from uho_pipelines import materialization
+from uho_pipelines.lake import LakeChunk
+from uho_pipelines.materialization import EventsOutcome, Reporter, load_events, read_records
+from uho_pipelines.registry import Program
+from uho_pipelines.warehouse import load as warehouse_load
+
+WALL_RECORDS, WALL_EVENTS = "wall: archive to lake", "wall: lake to committed rows"
+SIDECAR, WORKER_RECORDS, WORKER_EVENTS = "sidecar", "worker: stream and lake", "worker: load"
+LAKE_READ, DECODE, ENCODE, COPY = "lake read", "decode", "COPY encode", "COPY send"
+SERVER, SERVER_DIGEST = "server", "server: row digest"
+
+
+class UnexpectedRowsError(Exception):
+    """The path did not do what it is measured for."""
+
+
+def run_whole_path(stage: Stage, program: Program, expected_events: int) -> tuple[Spent, EventsOutcome]:
+    """Read the chunk's records anew and load its events; return the CPU (and wall) seconds by step."""
+    spent = Spent()
+    chunk = stage.archive.chunk
+    clocks = spent.on(WALL_RECORDS, time.monotonic), spent.on(SIDECAR, stage.sidecar_cpu), spent.on(WORKER_RECORDS)
+    with clocks[0], clocks[1], clocks[2]:
+        outcome = read_records(stage.settings, [program], chunk, Reporter(), start_over=True)[0]
+    if outcome.error is not None:
+        raise outcome.error
+    with spent.on(WALL_EVENTS, time.monotonic), spent.on(SERVER, stage.postgres_cpu), spent.on(WORKER_EVENTS):
+        events = _load_with_clocks(stage, program, spent)
+    rows = sum(events.result.rows.values()) if events.result is not None else 0
+    if rows != expected_events:
+        raise UnexpectedRowsError(f"{program.key}: {rows:,} rows were loaded, the simulator wrote {expected_events:,}")
+    return spent, events
+
+
+def _load_with_clocks(stage: Stage, program: Program, spent: Spent) -> EventsOutcome:
+    def timed(what: str, function: Callable[..., Any], clock: Callable[[], float] | None = None) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the function takes and returns
+            with spent.on(what, clock) if clock else spent.on(what):
+                return function(*arguments, **named)
+
+        return call
+
+    @contextmanager
+    def clocks() -> Generator[None]:
+        batches = LakeChunk.batches
+        copy = warehouse_load.ChunkLoad._copy  # pyright: ignore[reportPrivateUsage]
+
+        def timed_batches(folder: LakeChunk) -> Iterator[Any]:
+            return _timed_iterator(batches(folder), spent, LAKE_READ)
+
+        digest = timed(SERVER_DIGEST, warehouse_load.row_digest, stage.postgres_cpu)
+        with (
+            patch.object(LakeChunk, "batches", timed_batches),
+            patch.object(materialization, "decode", timed(DECODE, materialization.decode)),
+            patch.object(uho_native, "encode_copy", timed(ENCODE, uho_native.encode_copy)),
+            patch.object(warehouse_load.ChunkLoad, "_copy", timed(COPY, copy)),
+            patch.object(warehouse_load, "row_digest", digest),
+        ):
+            yield
+
+    with clocks():
+        return load_events(stage.settings, program, stage.archive.chunk, Reporter())
+
+
+def _timed_iterator(items: Iterator[Any], spent: Spent, what: str) -> Iterator[Any]:
+    while True:
+        with spent.on(what):
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
