@@ -26,7 +26,7 @@ from uho_pipelines.warehouse import connect, migrate
 CHUNK_SLOTS = 100_000
 
 CHECKPOINT_SLOTS = 25_000
-"""The simulator's blocks fill the first slots of a chunk; a checkpoint each 1,000 slots would mostly measure empty ones."""
+"""All blocks lie in the first slots of a chunk: with a checkpoint each 1,000, most would be of empty slots."""
 
 
 @dataclass(frozen=True)
