@@ -153,6 +153,7 @@ def start_sidecar(settings: Settings) -> Child:
     port = urlsplit(settings.sidecar_url).port or 3001
     if is_listening(port):
         raise PortTakenError("the sidecar", port, "UHO_SIDECAR_URL")
+    (settings.home / "sim").mkdir(exist_ok=True)  # the simulator's archive, until there is one
     command = [str(built_program("uho-sidecar")), "serve", "--listen", f"127.0.0.1:{port}"]
     for name, network in sorted(settings.networks.items()):
         if network.archive_url:
