@@ -51,6 +51,9 @@ STOP_SECONDS = 60.0
 
 POLL_SECONDS = 0.05
 
+ON_LINUX = sys.platform.startswith("linux")
+"""Elsewhere there is no /proc, and the process that a server's file names is believed to be it."""
+
 LONGEST_LOG = 16 * 1024 * 1024
 """A log of so many bytes is put aside when the server starts."""
 
@@ -257,27 +260,25 @@ class EmbeddedPostgres:
 
         Postgres would take that one for itself and not start: likely in a container, where ids begin at 1 again.
         """
-        file = self.files.data / "postmaster.pid"
-        if not file.exists() or not sys.platform.startswith("linux"):
-            return
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        if lines and lines[0].isdigit() and Path("/proc", lines[0]).exists():
-            log.warning("process %s is not the Postgres that %s says it is; the file is removed", lines[0], file)
-            file.unlink()
+        socket = self.files.socket
+        for file in (self.files.data / "postmaster.pid", socket.with_name(f"{socket.name}.lock")):
+            if not file.exists() or not ON_LINUX:
+                continue
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            if lines and lines[0].isdigit() and Path("/proc", lines[0]).exists():
+                log.warning("process %s is not the Postgres that %s says it is; the file is removed", lines[0], file)
+                file.unlink()
 
     def _shut_down(self) -> None:
         """Stop the server, whoever started it."""
-        processes = self._processes()
         if self.process is not None and self.process.poll() is None:
             postmaster = self.process.pid
-        elif processes:
-            file = self.files.data / "postmaster.pid"
-            postmaster = int(file.read_text(encoding="ascii").splitlines()[0]) if file.exists() else 0
-            if postmaster not in processes:
-                return  # it ends already
         else:
             self.process = None
-            return
+            found = self._postmaster()
+            if found is None:
+                return  # it ended, or what a killed one left behind ends already
+            postmaster = found
         for how, seconds in ((signal.SIGINT, STOP_SECONDS), (signal.SIGQUIT, STOP_SECONDS)):  # fast, then immediate
             with contextlib.suppress(ProcessLookupError):
                 os.kill(postmaster, how)
@@ -298,15 +299,27 @@ class EmbeddedPostgres:
 
     def _processes(self) -> set[int]:
         """Return the processes that work in the cluster's folder: the server, or what a killed one left behind."""
-        if not sys.platform.startswith("linux"):
-            return set()
-        found: set[int] = set()
-        for entry in Path("/proc").iterdir():
+        postmaster = self._postmaster()
+        found: set[int] = set() if postmaster is None else {postmaster}
+        for entry in Path("/proc").iterdir() if ON_LINUX else ():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     if (entry / "cwd").readlink() == self.files.data:
                         found.add(int(entry.name))
         return found
+
+    def _postmaster(self) -> int | None:
+        """Return the server's process, if the one that it says it has is one and is this cluster's."""
+        # By its command line, which everyone may read: in a container not even root may see another user's folder.
+        ours = os.fsencode(self.files.data)
+        try:
+            text = (self.files.data / "postmaster.pid").read_text(encoding="utf-8", errors="replace")
+            process = int(text.split("\n", 1)[0])
+            os.kill(process, 0)
+            arguments = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0") if ON_LINUX else [ours]
+        except (OSError, ValueError):
+            return None
+        return process if ours in arguments else None
 
     def _as_user(self) -> dict[str, Any]:
         """Return how every process of Postgres is started: as its user, with nothing of our environment."""

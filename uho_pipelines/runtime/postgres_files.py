@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pwd
+import re
 import shutil
 import stat
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ PORT = 5432
 
 LONGEST_SOCKET_PATH = 107
 """Bytes of a Unix socket's path, sun_path in unix(7)."""
+
+SOCKET_PATH = re.compile(r"[\w/.+-]+( [\w/.+-]+)*")
+"""Folders that the server and every client read alike: after a comma another folder begins, after a colon a port."""
 
 
 class PostgresFilesError(UhoError):
@@ -181,9 +185,9 @@ def _server_user(data: Path | None) -> pwd.struct_passwd:
 
 
 def _socket_folder(folder: Path, home: Path) -> Path:
-    """Return where the socket is: in the folder, or under /tmp where the path would be too long for a socket."""
+    """Return where the socket is: in the folder, or under /tmp where a socket's path can be no such path."""
     inside = folder / "socket"
-    if len(os.fsencode(inside / f".s.PGSQL.{PORT}")) <= LONGEST_SOCKET_PATH:
+    if SOCKET_PATH.fullmatch(str(inside)) and len(os.fsencode(inside / f".s.PGSQL.{PORT}")) <= LONGEST_SOCKET_PATH:
         return inside
     return Path("/tmp") / f"uho-{os.geteuid()}-{_short_hash(home)}"  # noqa: S108 - owner and mode are checked
 
