@@ -66,13 +66,24 @@ def find_damage(connection: Connection, program: Program, chunk: Chunk) -> list[
     return damages
 
 
+_TYPED_HASHES = {
+    "slot": "hashint8extended",
+    "tx_index": "hashint4extended",
+    "event_index": "hashint4extended",
+    "signature": "hashtextextended",
+    "source": "hashtextextended",
+}
+"""Columns that every table has and that are never null: their types' own hashes are those of a record, for less."""
+
+
 def _row_hash(columns: Sequence[str]) -> sql.Composable:
     """Return the SQL of a row's 64 bits: exclusive or of its columns' hashes, where a null's is 0."""
+    return sql.SQL(" # ").join(_column_hash(column) for column in columns)
+
+
+def _column_hash(column: str) -> sql.Composable:
     # A record of one column has every type's hash behind one name, and is the only one that takes nulls.
-    hashes = [
-        sql.SQL("hash_record_extended(ROW({}), hashtextextended({}, 0))").format(
-            sql.Identifier(column), sql.Literal(column)
-        )
-        for column in columns
-    ]
-    return sql.SQL(" # ").join(hashes)
+    form = "hash_record_extended(ROW({}), hashtextextended({}, 0))"
+    if column in _TYPED_HASHES:
+        form = _TYPED_HASHES[column] + "({}, hashtextextended({}, 0))"
+    return sql.SQL(form).format(sql.Identifier(column), sql.Literal(column))  # pyright: ignore[reportArgumentType]
