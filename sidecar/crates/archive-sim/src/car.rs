@@ -52,29 +52,33 @@ impl CarWriter {
 
     /// Appends a section and returns its CID.
     pub(crate) fn section(&mut self, node: &Node) -> std::io::Result<Cid> {
-        let cid = cid_of(&node.0);
+        let cid = cid_of(&node.encoded);
         let mut length = Vec::with_capacity(10);
-        uvarint(&mut length, (cid.len() + node.0.len()) as u64);
+        uvarint(&mut length, (cid.len() + node.encoded.len()) as u64);
         self.write(&length)?;
         self.write(&cid)?;
-        self.write(&node.0)?;
+        self.write(&node.encoded)?;
         Ok(cid)
     }
 
-    /// Writes `payload` as a data frame into `node`: one frame, or, above `frame_bytes`, the first of a chain whose other
-    /// frames are written as sections now. Returns whether it is a chain.
+    /// Writes `payload` as a data frame into `node`: one frame, or, if it is longer than the style's frames, the first of a
+    /// chain whose other frames are written as sections now. Returns whether it is a chain.
     pub(crate) fn data_frame(
         &mut self,
         node: &mut Node,
         payload: &[u8],
-        frame_bytes: usize,
+        style: FrameStyle,
     ) -> std::io::Result<bool> {
-        if payload.len() <= frame_bytes {
-            frame(node, None, payload, &[]);
+        if payload.len() <= style.bytes {
+            frame_in_style(node, None, payload, &[], style);
             return Ok(false);
         }
-        let chunks: Vec<&[u8]> = payload.chunks(frame_bytes).collect();
-        let checksum = crc64_iso(payload);
+        let chunks: Vec<&[u8]> = payload.chunks(style.bytes).collect();
+        let checksum = if style.old {
+            fnv_1a(payload)
+        } else {
+            crc64_iso(payload)
+        };
         // From the last to the second: a frame that carries on must know its successors' CIDs.
         let mut following: Vec<Cid> = Vec::new();
         for (index, chunk) in chunks.iter().enumerate().skip(1).rev() {
@@ -84,21 +88,16 @@ impl CarWriter {
             } else {
                 Vec::new()
             };
-            let mut section = Node::default();
-            frame(
-                &mut section,
-                Some((checksum, index, chunks.len())),
-                chunk,
-                &next,
-            );
+            let place = Some((checksum, index, chunks.len()));
+            let mut section = Node {
+                roomy: node.roomy,
+                ..Node::default()
+            };
+            frame_in_style(&mut section, place, chunk, &next, style);
             following.insert(0, self.section(&section)?);
         }
-        frame(
-            node,
-            Some((checksum, 0, chunks.len())),
-            chunks[0],
-            &following,
-        );
+        let place = Some((checksum, 0, chunks.len()));
+        frame_in_style(node, place, chunks[0], &following, style);
         Ok(true)
     }
 
@@ -110,6 +109,15 @@ impl CarWriter {
     }
 }
 
+/// How payloads become data frames.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FrameStyle {
+    /// Bytes of a frame at most.
+    pub(crate) bytes: usize,
+    /// As older writers made them: FNV-1a checksums, and five elements where no link follows.
+    pub(crate) old: bool,
+}
+
 /// Appends a data frame to `node`; `chained` is the checksum, this frame's index and how many there are.
 pub(crate) fn frame(
     node: &mut Node,
@@ -117,7 +125,22 @@ pub(crate) fn frame(
     payload: &[u8],
     next: &[Cid],
 ) {
-    node.begin_array(6);
+    let style = FrameStyle {
+        bytes: usize::MAX,
+        old: false,
+    };
+    frame_in_style(node, chained, payload, next, style);
+}
+
+fn frame_in_style(
+    node: &mut Node,
+    chained: Option<(u64, usize, usize)>,
+    payload: &[u8],
+    next: &[Cid],
+    style: FrameStyle,
+) {
+    let short = style.old && next.is_empty();
+    node.begin_array(if short { 5 } else { 6 });
     node.unsigned(6);
     if let Some((checksum, index, total)) = chained {
         node.signed(checksum.cast_signed());
@@ -129,10 +152,10 @@ pub(crate) fn frame(
         node.null();
     }
     node.bytes(payload);
-    if next.is_empty() {
-        node.null();
-    } else {
+    if !next.is_empty() {
         node.links(next);
+    } else if !short {
+        node.null();
     }
 }
 
@@ -170,6 +193,13 @@ pub(crate) fn crc64_iso(bytes: &[u8]) -> u64 {
         }
     }
     !crc
+}
+
+/// FNV-1a of 64 bits.
+fn fnv_1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// The text form of a CID: `b` and lower-case base32 without padding.

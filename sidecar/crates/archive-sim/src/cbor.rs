@@ -6,39 +6,66 @@ use crate::car::Cid;
 
 /// A node under construction: CBOR bytes, appended to.
 #[derive(Debug, Default)]
-pub(crate) struct Node(pub(crate) Vec<u8>);
+pub(crate) struct Node {
+    pub(crate) encoded: Vec<u8>,
+    /// Whether heads of arrays and payloads are longer than they need to be, as some writers of archives made them.
+    pub(crate) roomy: bool,
+}
 
 impl Node {
     /// Begins an array of `length` items.
     pub(crate) fn array(length: usize) -> Self {
-        let mut node = Self::default();
+        Self::array_in_style(length, false)
+    }
+
+    /// Begins an array of `length` items, with roomy heads or without.
+    pub(crate) fn array_in_style(length: usize, roomy: bool) -> Self {
+        let mut node = Self {
+            encoded: Vec::new(),
+            roomy,
+        };
         node.begin_array(length);
         node
+    }
+
+    /// A head with a length of 16 bits, or 32 if need be, whatever the length: `99 00 04`.
+    fn roomy_head(&mut self, major: u8, length: usize) {
+        if let Ok(length) = u16::try_from(length) {
+            self.encoded.push(major << 5 | 0x19);
+            self.encoded.extend(length.to_be_bytes());
+        } else {
+            self.encoded.push(major << 5 | 0x1a);
+            self.encoded.extend((length as u32).to_be_bytes());
+        }
     }
 
     fn head(&mut self, major: u8, value: u64) {
         let major = major << 5;
         let bytes = value.to_be_bytes();
         match value {
-            0..24 => self.0.push(major | bytes[7]),
-            24..0x100 => self.0.extend([major | 0x18, bytes[7]]),
+            0..24 => self.encoded.push(major | bytes[7]),
+            24..0x100 => self.encoded.extend([major | 0x18, bytes[7]]),
             0x100..0x1_0000 => {
-                self.0.push(major | 0x19);
-                self.0.extend(&bytes[6..]);
+                self.encoded.push(major | 0x19);
+                self.encoded.extend(&bytes[6..]);
             }
             0x1_0000..0x1_0000_0000 => {
-                self.0.push(major | 0x1a);
-                self.0.extend(&bytes[4..]);
+                self.encoded.push(major | 0x1a);
+                self.encoded.extend(&bytes[4..]);
             }
             _ => {
-                self.0.push(major | 0x1b);
-                self.0.extend(bytes);
+                self.encoded.push(major | 0x1b);
+                self.encoded.extend(bytes);
             }
         }
     }
 
     pub(crate) fn begin_array(&mut self, length: usize) {
-        self.head(4, length as u64);
+        if self.roomy {
+            self.roomy_head(4, length);
+        } else {
+            self.head(4, length as u64);
+        }
     }
 
     pub(crate) fn unsigned(&mut self, value: u64) {
@@ -55,23 +82,31 @@ impl Node {
     }
 
     pub(crate) fn bytes(&mut self, value: &[u8]) {
-        self.head(2, value.len() as u64);
-        self.0.extend_from_slice(value);
+        if self.roomy {
+            self.roomy_head(2, value.len());
+        } else {
+            self.head(2, value.len() as u64);
+        }
+        self.encoded.extend_from_slice(value);
     }
 
     pub(crate) fn null(&mut self) {
-        self.0.push(0xf6);
+        self.encoded.push(0xf6);
     }
 
     /// A link: tag 42 on a byte string that begins with 0x00.
     pub(crate) fn link(&mut self, cid: &[u8]) {
         self.head(6, 42);
         self.head(2, cid.len() as u64 + 1);
-        self.0.push(0);
-        self.0.extend_from_slice(cid);
+        self.encoded.push(0);
+        self.encoded.extend_from_slice(cid);
     }
 
-    pub(crate) fn links(&mut self, cids: &[Cid]) {
+    pub(crate) fn links<'a>(
+        &mut self,
+        cids: impl IntoIterator<Item = &'a Cid, IntoIter: ExactSizeIterator>,
+    ) {
+        let cids = cids.into_iter();
         self.begin_array(cids.len());
         for cid in cids {
             self.link(cid);

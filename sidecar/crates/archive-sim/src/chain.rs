@@ -1,15 +1,16 @@
-//! What happens on the simulated chain: the transactions of each block, drawn from the seed and the slot alone.
+//! What happens on the simulated chain: which slots have blocks, and what each block holds, drawn from the seed and the slot
+//! alone.
 //!
-//! Every trap that a reader can fall into is drawn here, and named.
+//! Transactions of the demo's programs, with their traps, are `demo.rs`.
 
 use std::collections::BTreeMap;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::events::{PROGRAMS, Payload, key_of, program_id};
-use crate::transaction::{Call, Lookup, Step, Transaction};
-use crate::{Plan, Pubkey, base58};
+use crate::programs::{Payload, key_of};
+use crate::transaction::{Call, Step, Transaction, Truncation};
+use crate::{Plan, Pubkey, demo, tables};
 
 /// How often each trap occurred, by its name.
 pub(crate) type Traps = BTreeMap<&'static str, u64>;
@@ -19,10 +20,8 @@ pub(crate) const VOTE: Pubkey = [
     7, 97, 72, 29, 53, 116, 116, 187, 124, 77, 118, 36, 235, 211, 189, 179, 216, 53, 94, 115, 209,
     16, 67, 252, 13, 163, 83, 128, 0, 0, 0, 0,
 ];
-const SYSTEM: Pubkey = [0; 32];
-const TABLES: usize = 4;
-/// Where the demo's programs are among a table's entries.
-const PROGRAM_ENTRIES: [(usize, u8); 2] = [(0, 7), (1, 201)];
+/// The system program.
+pub(crate) const SYSTEM: Pubkey = [0; 32];
 
 /// A block before it is written.
 pub(crate) struct BlockPlan {
@@ -34,8 +33,11 @@ pub(crate) struct BlockPlan {
     pub(crate) random: ChaCha8Rng,
 }
 
-/// Whether a slot has a block.
+/// Whether a slot has a block. The archive's first and last slot do: they prove the ends of the range between them.
 pub(crate) fn has_block(plan: &Plan, slot: u64) -> bool {
+    if slot == plan.from_slot || slot + 1 == plan.to_slot {
+        return true;
+    }
     let skipped = generator(plan.seed, slot, 1).random_range(0..100) < plan.skipped_percent;
     let empty = plan
         .empty_slots
@@ -56,14 +58,27 @@ pub(crate) fn generator(seed: u64, slot: u64, purpose: u64) -> ChaCha8Rng {
 pub(crate) fn block(plan: &Plan, slot: u64, traps: &mut Traps) -> BlockPlan {
     let mut random = generator(plan.seed, slot, 0);
     let mut transactions = Vec::new();
-    for _ in 0..random.random_range(2..8) {
-        transactions.push(vote(&mut random));
+    // Now and then a block holds nothing but ticks.
+    if random.random_range(0..200) > 0 {
+        for _ in 0..random.random_range(plan.votes.0..plan.votes.1) {
+            transactions.push(vote(&mut random));
+        }
+        for _ in 0..random.random_range(plan.unrelated.0..plan.unrelated.1) {
+            transactions.push(unrelated(&mut random));
+        }
+        for _ in 0..random.random_range(plan.demo.0..plan.demo.1) {
+            transactions.push(demo::draw(plan, &mut random, traps));
+        }
     }
-    for _ in 0..random.random_range(0..3) {
-        transactions.push(unrelated(&mut random));
-    }
-    for _ in 0..random.random_range(0..4) {
-        transactions.push(demo(plan, &mut random, traps));
+    count(
+        traps,
+        "blocks_without_transactions",
+        u64::from(transactions.is_empty()),
+    );
+    if plan.missing_metadata_percent > 0 {
+        for transaction in &mut transactions {
+            transaction.has_metadata = random.random_range(0..100) >= plan.missing_metadata_percent;
+        }
     }
     let mut left = transactions.len();
     // The order is shuffled, so that the demo's transactions stand anywhere among the others.
@@ -98,23 +113,28 @@ pub(crate) fn block(plan: &Plan, slot: u64, traps: &mut Traps) -> BlockPlan {
     }
 }
 
-fn count(traps: &mut Traps, name: &'static str, times: u64) {
+/// Counts a trap.
+pub(crate) fn count(traps: &mut Traps, name: &'static str, times: u64) {
     *traps.entry(name).or_default() += times;
 }
 
-fn transaction(random: &mut ChaCha8Rng, calls: Vec<Call>) -> Transaction {
+/// A legacy transaction of these calls.
+pub(crate) fn transaction(random: &mut ChaCha8Rng, calls: Vec<Call>) -> Transaction {
     let mut signature = [0; 64];
     random.fill(&mut signature);
     Transaction {
         signature,
         payer: random.random(),
+        cosigners: Vec::new(),
         calls,
         lookups: None,
-        log_lines_kept: None,
+        truncation: Truncation::Never,
+        has_metadata: true,
     }
 }
 
-fn vote(random: &mut ChaCha8Rng) -> Transaction {
+/// A vote.
+pub(crate) fn vote(random: &mut ChaCha8Rng) -> Transaction {
     let mut call = Call::new(VOTE, Vec::new());
     call.accounts = vec![random.random()];
     call.data = (0..100).map(|_| random.random()).collect();
@@ -122,167 +142,27 @@ fn vote(random: &mut ChaCha8Rng) -> Transaction {
 }
 
 /// A transaction that has nothing to do with the demo's programs, though some of them look as if they had.
-fn unrelated(random: &mut ChaCha8Rng) -> Transaction {
-    match random.random_range(0..3) {
-        0 => {
-            let mut call = Call::new(SYSTEM, Vec::new());
-            call.accounts = vec![random.random(), random.random()];
-            transaction(random, vec![call])
-        }
-        1 => {
-            let steps = vec![Step::Emit(Payload::noise(random)), Step::Log("done".into())];
-            transaction(random, vec![Call::new(key_of("program noise"), steps)])
-        }
-        _ => {
-            let mut transaction = {
-                let call = Call::new(
-                    key_of("program noise"),
-                    vec![Step::Emit(Payload::noise(random))],
-                );
-                transaction(random, vec![call])
-            };
-            transaction.lookups = Some(vec![lookup(random, None)]);
-            transaction
-        }
-    }
-}
-
-/// A use of a lookup table, with the entry of one of the demo's programs if asked for.
-fn lookup(random: &mut ChaCha8Rng, program: Option<usize>) -> Lookup {
-    let table = program.map_or_else(
-        || random.random_range(2..TABLES),
-        |index| PROGRAM_ENTRIES[index].0,
-    );
-    let mut entry = |skip: u8| {
-        let index: u8 = random.random_range(0..100);
-        let index = if index == skip { index + 100 } else { index };
-        (index, key_of(&format!("table {table} entry {index}")))
+pub(crate) fn unrelated(random: &mut ChaCha8Rng) -> Transaction {
+    let lookups = match random.random_range(0..4) {
+        0 => None,
+        1 => Some(Vec::new()),
+        _ => Some(tables::without_programs(random)),
     };
-    let special = program.map_or(255, |index| PROGRAM_ENTRIES[index].1);
-    let first = entry(special);
-    let mut writable = vec![first];
-    let second = entry(special);
-    if second.0 != first.0 {
-        writable.push(second);
-    }
-    let readonly = program
-        .map(|index| (PROGRAM_ENTRIES[index].1, program_id(PROGRAMS[index].0)))
-        .into_iter()
-        .collect();
-    Lookup {
-        table: key_of(&format!("table {table}")),
-        writable,
-        readonly,
-    }
-}
-
-/// A transaction that involves the demo's programs.
-fn demo(plan: &Plan, random: &mut ChaCha8Rng, traps: &mut Traps) -> Transaction {
-    let index = random.random_range(0..PROGRAMS.len());
-    let name = PROGRAMS[index].0;
-    let program = program_id(name);
-    let router = key_of("program router");
-    let mut steps = vec![Step::Log("Instruction: Act".into())];
-    for _ in 0..random.random_range(1..4) {
-        steps.extend(said(plan, name, random, traps));
-    }
-    if random.random_range(0..4) == 0 {
-        count(traps, "imitating_log_lines", 2);
-        steps.insert(
-            1,
-            Step::Log(format!(
-                "Program {} invoke [1]",
-                base58(&key_of("program noise"))
-            )),
-        );
-        steps.insert(2, Step::Log("Program data: AAAAAAAAAAA=".into()));
-    }
-    let own = Call::new(program, steps);
-    let noise = Call::new(
-        key_of("program noise"),
-        vec![Step::Emit(Payload::noise(random))],
-    );
-    match random.random_range(0..12) {
-        0..4 => transaction(random, vec![own]),
-        4 => {
-            count(traps, "mentioned_but_silent", 1);
-            let mut call = Call::new(SYSTEM, Vec::new());
-            call.accounts = vec![program];
-            transaction(random, vec![call])
-        }
-        5..8 => {
-            // The program is called by CPI only, and named by a lookup table only.
-            let call = Call::new(
-                router,
-                vec![
-                    Step::Call(noise),
-                    Step::Call(own),
-                    Step::Return(vec![1, 2, 3]),
-                ],
-            );
-            let mut transaction = transaction(random, vec![call]);
-            transaction.lookups = Some(vec![lookup(random, Some(index)), lookup(random, None)]);
-            transaction
-        }
-        8 => {
-            count(traps, "nested_three_deep", 1);
-            let middle = Call::new(
-                key_of("program middle"),
-                vec![Step::Call(own), Step::Call(noise.clone())],
-            );
-            let call = Call::new(
-                router,
-                vec![
-                    Step::Call(noise),
-                    Step::Call(middle),
-                    Step::Log("routed".into()),
-                ],
-            );
-            transaction(random, vec![call])
-        }
-        9 => {
-            let mut failing = own;
-            failing
-                .steps
-                .retain(|step| !matches!(step, Step::Emit(p) | Step::EmitCpi(p) if !p.is_event()));
-            failing.fails = true;
-            let call = Call::new(router, vec![Step::Call(failing)]);
-            transaction(random, vec![Call::new(SYSTEM, Vec::new()), call])
-        }
-        10 => {
-            let lines = random.random_range(2..9);
-            let mut transaction = transaction(random, vec![own, noise]);
-            transaction.log_lines_kept = Some(lines);
-            transaction
-        }
-        _ => {
-            let other = PROGRAMS[1 - index].0;
-            count(traps, "both_programs", 1);
-            let second = Call::new(program_id(other), said(plan, other, random, traps));
-            transaction(random, vec![own, second])
-        }
-    }
-}
-
-/// What a demo program says once: by log, by CPI, by both, twice, or spoiled.
-fn said(plan: &Plan, name: &str, random: &mut ChaCha8Rng, traps: &mut Traps) -> Vec<Step> {
-    if random.random_range(0..1_000) < plan.undecodable_per_mille {
-        return vec![Step::Emit(Payload::undecodable(name, random))];
-    }
-    let payload = Payload::event(name, random);
-    match random.random_range(0..20) {
-        0..9 => vec![Step::Emit(payload)],
-        9..16 => vec![Step::EmitCpi(payload)],
-        16 | 17 => vec![Step::Emit(payload.clone()), Step::EmitCpi(payload)],
-        18 => {
-            count(traps, "same_event_twice", 1);
-            vec![Step::Emit(payload.clone()), Step::Emit(payload)]
-        }
-        _ => {
-            count(traps, "short_data", 1);
-            vec![Step::Emit(Payload::foreign(random)), Step::EmitCpi(payload)]
-        }
-    }
+    let call = if random.random_range(0..3) == 0 {
+        let mut call = Call::new(SYSTEM, Vec::new());
+        call.accounts = vec![random.random(), random.random()];
+        call
+    } else {
+        let steps = vec![
+            Step::Emit(Payload::noise(random)),
+            Step::EmitCpi(Payload::noise(random)),
+            Step::Log("done".into()),
+        ];
+        Call::new(key_of("program noise"), steps)
+    };
+    let mut drawn = transaction(random, vec![call]);
+    drawn.lookups = lookups;
+    drawn
 }
 
 /// Whether a transaction is a vote.

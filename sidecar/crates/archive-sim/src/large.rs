@@ -16,10 +16,13 @@ use serde::Serialize;
 use crate::car::{Cid, NO_REWARDS, cid_of, frame, uvarint};
 use crate::cbor::Node;
 use crate::chain::{VOTE, generator};
-use crate::events::{PROGRAMS, Payload, key_of, program_id};
-use crate::transaction::{Call, Lookup, Step, Transaction};
-use crate::writer::{Epoch, write_program};
-use crate::{Pubkey, SLOTS_PER_EPOCH, SimError, metadata};
+use crate::epoch::Epoch;
+use crate::programs::{PROGRAMS, Payload, key_of, program_id};
+use crate::tables::Lookup;
+use crate::transaction::{Call, Step, Transaction, Truncation};
+use crate::wire::Keys;
+use crate::writer::write_program;
+use crate::{Pubkey, SLOTS_PER_EPOCH, SimError, logs, metadata, wire};
 
 /// Slots of the one chunk that holds all blocks.
 pub const LARGE_CHUNK_SLOTS: u64 = 100_000;
@@ -150,7 +153,7 @@ pub fn write_large(folder: &Path, plan: &LargePlan) -> Result<LargeSummary, SimE
         )));
     }
     let number = plan.first_slot / SLOTS_PER_EPOCH;
-    let mut epoch = Epoch::create(folder, number, plan.first_slot)?;
+    let mut epoch = Epoch::create(folder, number)?;
     let templates = Templates::draw(plan.seed)?;
     let mut summary = LargeSummary {
         plan: plan.clone(),
@@ -238,9 +241,7 @@ fn slots(plan: &LargePlan) -> impl Iterator<Item = u64> {
 fn append(epoch: &mut Epoch, block: &Block) -> Result<(), SimError> {
     let offset = epoch.car.offset;
     epoch.car.write(&block.sections)?;
-    epoch.blocks.push(block.cid);
-    epoch.index(block.slot, offset);
-    epoch.last_slot = block.slot;
+    epoch.end_block(block.slot, offset, block.cid);
     Ok(())
 }
 
@@ -300,7 +301,7 @@ fn block(
         let mut place = Node::default();
         place.unsigned(slot);
         place.unsigned(u64::from(index));
-        node.extend_from_slice(&place.0);
+        node.extend_from_slice(&place.encoded);
         links.push(section(&mut block.sections, &node));
         if links.len() == entry_ends || index + 1 == count {
             entries.push(entry(&mut block.sections, &mut random, &links));
@@ -313,7 +314,7 @@ fn block(
     }
     block.cid = section(
         &mut block.sections,
-        &block_node(slot, parent, plan.first_slot, &entries).0,
+        &block_node(slot, parent, plan.first_slot, &entries).encoded,
     );
     Ok(block)
 }
@@ -324,7 +325,7 @@ fn entry(sections: &mut Vec<u8>, random: &mut ChaCha8Rng, links: &[Cid]) -> Cid 
     node.unsigned(random.random_range(1..10_000));
     node.bytes(&random.random::<[u8; 32]>());
     node.links(links);
-    section(sections, &node.0)
+    section(sections, &node.encoded)
 }
 
 fn block_node(slot: u64, parent: u64, first_slot: u64, entries: &[Cid]) -> Node {
@@ -352,27 +353,22 @@ impl Template {
         random: &mut ChaCha8Rng,
         zstd: &mut zstd::bulk::Compressor<'_>,
     ) -> Result<Self, SimError> {
-        let keys = transaction.keys();
-        let outcome = transaction.run(&keys);
-        let wire = transaction.wire(&keys, &random.random());
+        let keys = Keys::of(transaction);
+        let outcome = logs::run(transaction, &keys);
+        let wire = wire::encode(transaction, &keys, &random.random());
         let accounts = keys.statics.len() + keys.loaded_writable.len() + keys.loaded_readonly.len();
         let balances: Vec<u64> = (0..accounts)
             .map(|_| random.random_range(0..10_000_000_000))
             .collect();
-        let meta = metadata::encode(
-            &outcome,
-            &keys.loaded_writable,
-            &keys.loaded_readonly,
-            &balances,
-        );
+        let meta = metadata::encode(&outcome, &keys, &balances);
         let mut node = Node::array(5);
         node.unsigned(0);
         frame(&mut node, None, &wire, &[]);
         // The frame ends with the wire's bytes and a null; these begin with how many signatures there are.
-        let signature_at = node.0.len() - 1 - wire.len() + 1;
+        let signature_at = node.encoded.len() - 1 - wire.len() + 1;
         frame(&mut node, None, &zstd.compress(&meta)?, &[]);
         Ok(Self {
-            node: node.0,
+            node: node.encoded,
             signature_at,
         })
     }
@@ -407,9 +403,11 @@ fn transaction(random: &mut ChaCha8Rng, calls: Vec<Call>, lookups: Vec<Lookup>) 
     Transaction {
         signature: [0; 64],
         payer: random.random(),
+        cosigners: Vec::new(),
         calls,
         lookups: (!lookups.is_empty()).then_some(lookups),
-        log_lines_kept: None,
+        truncation: Truncation::Never,
+        has_metadata: true,
     }
 }
 

@@ -1,10 +1,10 @@
-//! `archive-sim`: writes simulated archives.
+//! `archive-sim`: writes simulated archives, and serves them.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use archive_sim::{LargePlan, Plan, SimError, write, write_large};
-use clap::{Parser, Subcommand};
+use archive_sim::{Fault, LargePlan, Plan, Server, SimError, write, write_large};
+use clap::{Args, Parser, Subcommand};
 
 /// Writes simulated Old Faithful archives whose contents are known, and the truth beside them.
 #[derive(Debug, Parser)]
@@ -17,26 +17,10 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Write an archive; without options the demo's: 24 chunks of 350 slots across the end of epoch 2.
-    Write {
-        /// The folder to write into.
-        #[arg(long)]
-        out: PathBuf,
-        /// The same seed writes the same bytes.
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// First slot of the range to backfill.
-        #[arg(long, default_value_t = Plan::default().first_slot)]
-        first_slot: u64,
-        /// Last slot of the range to backfill, inclusive.
-        #[arg(long, default_value_t = Plan::default().last_slot)]
-        last_slot: u64,
-        /// Slots in a chunk.
-        #[arg(long, default_value_t = Plan::default().chunk_slots)]
-        chunk_slots: u64,
-        /// So many of 1,000 events are spoiled, so that no IDL decodes them.
-        #[arg(long, default_value_t = Plan::default().undecodable_per_mille)]
-        undecodable_per_mille: u32,
-    },
+    ///
+    /// Every epoch of the range gets its files; blocks before and after the range prove its ends. Beside them: truth/ (every
+    /// event that must be loaded, of failed transactions, in quarantine, and how often each trap occurs) and programs/.
+    Write(WriteArguments),
     /// Write gigabytes quickly, for measurements: one chunk of 100,000 slots holds all blocks, from --first-slot on.
     ///
     /// 65 % votes, 20 % version-0 transactions with lookup tables, and two programs to backfill: `orderbook`, and `rare` in
@@ -59,6 +43,98 @@ enum Command {
         #[arg(long, default_value_t = LargePlan::default().program_percent)]
         program_percent: u32,
     },
+    /// Serve a written archive over HTTP, badly where told to; prints {"listening":"ADDRESS"} when it does.
+    Serve {
+        /// The folder to serve.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Where to listen; port 0 takes any free one.
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: String,
+        /// What happens to requests for bytes of CAR files, as KIND[=VALUE][@EVERY]; repeatable, the first that applies happens.
+        ///
+        /// close-after=BYTES (promises all, closes early), short=BYTES (a clean early end), status=CODE, flip (one bit),
+        /// slow=BYTES (a second), stall, whole (ignores the range). @3: every third request.
+        #[arg(long = "fault", value_name = "FAULT")]
+        faults: Vec<Fault>,
+    },
+}
+
+/// What `write` takes. What is not given is as in the demo's plan.
+#[derive(Debug, Args)]
+struct WriteArguments {
+    /// The folder to write into.
+    #[arg(long)]
+    out: PathBuf,
+    /// The same seed writes the same bytes.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The range lies across the end of this epoch.
+    #[arg(long, default_value_t = 2, conflicts_with_all = ["first_slot", "last_slot"])]
+    first_epoch: u64,
+    /// First slot of the range to backfill.
+    #[arg(long, requires = "last_slot")]
+    first_slot: Option<u64>,
+    /// Last slot of the range to backfill, inclusive.
+    #[arg(long, requires = "first_slot")]
+    last_slot: Option<u64>,
+    /// Slots in a chunk.
+    #[arg(long, default_value_t = Plan::default().chunk_slots)]
+    chunk_slots: u64,
+    /// Slots START..END (END not included) without any block; the sixth chunk if not given.
+    #[arg(long, value_name = "START..END", value_parser = slots)]
+    empty: Option<(u64, u64)>,
+    /// So many of 100 slots have no block.
+    #[arg(long, default_value_t = Plan::default().skipped_percent)]
+    skipped: u32,
+    /// Vote transactions of a block, at most.
+    #[arg(long, default_value_t = Plan::default().votes.1 - 1)]
+    votes: u32,
+    /// Transactions of a block that mention the demo's programs, at most; each emits about two events.
+    #[arg(long, default_value_t = Plan::default().demo.1 - 1)]
+    demo: u32,
+    /// So many of 100 events are spoiled, so that no IDL decodes them.
+    #[arg(long, default_value_t = Plan::default().undecodable_percent)]
+    undecodable: f64,
+    /// So many of 100 transactions have no metadata.
+    #[arg(long, default_value_t = Plan::default().missing_metadata_percent)]
+    missing_metadata: u32,
+    /// So many of 100 nodes are encoded as only old files are.
+    #[arg(long, default_value_t = Plan::default().unusual_percent)]
+    unusual: u32,
+    /// Bytes of a data frame, at most; longer payloads become chains.
+    #[arg(long, default_value_t = Plan::default().frame_bytes)]
+    frame_bytes: usize,
+}
+
+impl WriteArguments {
+    fn plan(&self) -> Plan {
+        let plan = match (self.first_slot, self.last_slot) {
+            (Some(first), Some(last)) => Plan::of_range(first, last, self.chunk_slots),
+            _ => Plan::across_the_end_of(self.first_epoch, self.chunk_slots),
+        };
+        let below = |most: u32| most.saturating_add(1);
+        Plan {
+            seed: self.seed,
+            empty_slots: self.empty.or(plan.empty_slots),
+            skipped_percent: self.skipped,
+            votes: (plan.votes.0.min(self.votes), below(self.votes)),
+            demo: (plan.demo.0, below(self.demo)),
+            undecodable_percent: self.undecodable,
+            missing_metadata_percent: self.missing_metadata,
+            unusual_percent: self.unusual,
+            frame_bytes: self.frame_bytes,
+            ..plan
+        }
+    }
+}
+
+fn slots(text: &str) -> Result<(u64, u64), String> {
+    let number = |part: &str| part.parse::<u64>().map_err(|error| error.to_string());
+    let (start, end) = text
+        .split_once("..")
+        .ok_or("two slots with .. between them")?;
+    Ok((number(start)?, number(end)?))
 }
 
 fn main() -> ExitCode {
@@ -77,31 +153,15 @@ fn main() -> ExitCode {
 /// Returns what was written, in a line.
 fn run(command: Command) -> Result<String, SimError> {
     match command {
-        Command::Write {
-            out,
-            seed,
-            first_slot,
-            last_slot,
-            chunk_slots,
-            undecodable_per_mille,
-        } => {
-            let plan = Plan {
-                seed,
-                first_slot,
-                last_slot,
-                from_slot: first_slot.saturating_sub(25).max(1),
-                to_slot: last_slot + 41,
-                chunk_slots,
-                undecodable_per_mille,
-                ..Plan::default()
-            };
-            let summary = write(&out, &plan)?;
-            let events: u64 = summary.events.values().flat_map(|e| e.values()).sum();
-            let transactions: u64 = summary.chunks.values().map(|c| c.transactions).sum();
+        Command::Write(arguments) => {
+            let summary = write(&arguments.out, &arguments.plan())?;
+            let programs = summary.total.programs.values();
+            let events: u64 = programs.map(|program| program.events).sum();
             Ok(format!(
-                "{}: {} chunks, {transactions} transactions, {events} events",
-                out.display(),
-                summary.chunks.len()
+                "{}: {} chunks, {} transactions, {events} events",
+                arguments.out.display(),
+                summary.chunks.len(),
+                summary.total.transactions
             ))
         }
         Command::WriteLarge {
@@ -118,7 +178,8 @@ fn run(command: Command) -> Result<String, SimError> {
                 program_percent,
             };
             let summary = write_large(&out, &plan)?;
-            let events: u64 = summary.programs.values().map(|p| p.events).sum();
+            let programs = summary.programs.values();
+            let events: u64 = programs.map(|program| program.events).sum();
             Ok(format!(
                 "{}: {} bytes, {} blocks, {} transactions, {events} events, all in chunk {first_slot:010}",
                 out.display(),
@@ -126,6 +187,19 @@ fn run(command: Command) -> Result<String, SimError> {
                 summary.blocks,
                 summary.transactions
             ))
+        }
+        Command::Serve {
+            dir,
+            listen,
+            faults,
+        } => {
+            let server = Server::start(&dir, &listen, faults)?;
+            println!(
+                "{}",
+                serde_json::json!({ "listening": server.address().to_string() })
+            );
+            server.wait();
+            Ok("stopped".into())
         }
     }
 }

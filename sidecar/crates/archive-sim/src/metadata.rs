@@ -1,7 +1,7 @@
 //! Writing `TransactionStatusMeta` as protobuf.
 
-use crate::Pubkey;
-use crate::transaction::Outcome;
+use crate::logs::Outcome;
+use crate::wire::Keys;
 
 fn varint(output: &mut Vec<u8>, value: u64) {
     crate::car::uvarint(output, value);
@@ -18,20 +18,17 @@ fn delimited(output: &mut Vec<u8>, field: u64, bytes: &[u8]) {
     output.extend_from_slice(bytes);
 }
 
-/// `TransactionError::InstructionError(0, Custom(1))` in bincode.
-const CUSTOM_ERROR: [u8; 13] = [8, 0, 0, 0, 0, 25, 0, 0, 0, 1, 0, 0, 0];
+/// `TransactionError::InstructionError(instruction, Custom(1))` in bincode.
+fn custom_error(instruction: u8) -> [u8; 13] {
+    [8, 0, 0, 0, instruction, 25, 0, 0, 0, 1, 0, 0, 0]
+}
 
-/// Encodes what happened in a transaction.
-pub(crate) fn encode(
-    outcome: &Outcome,
-    loaded_writable: &[Pubkey],
-    loaded_readonly: &[Pubkey],
-    balances: &[u64],
-) -> Vec<u8> {
+/// Encodes what happened in a transaction; `balances` are in lamports.
+pub(crate) fn encode(outcome: &Outcome, keys: &Keys, balances: &[u64]) -> Vec<u8> {
     let mut meta = Vec::with_capacity(512);
-    if outcome.failed {
+    if let Some(instruction) = outcome.failed_instruction {
         let mut error = Vec::new();
-        delimited(&mut error, 1, &CUSTOM_ERROR);
+        delimited(&mut error, 1, &custom_error(instruction));
         delimited(&mut meta, 1, &error);
     }
     number(&mut meta, 2, 5_000);
@@ -57,11 +54,17 @@ pub(crate) fn encode(
     for line in &outcome.logs {
         delimited(&mut meta, 6, line.as_bytes());
     }
-    for key in loaded_writable {
+    for key in &keys.loaded_writable {
         delimited(&mut meta, 12, key);
     }
-    for key in loaded_readonly {
+    for key in &keys.loaded_readonly {
         delimited(&mut meta, 13, key);
+    }
+    if let Some((program, bytes)) = &outcome.returned {
+        let mut returned = Vec::new();
+        delimited(&mut returned, 1, program);
+        delimited(&mut returned, 2, bytes);
+        delimited(&mut meta, 14, &returned);
     }
     number(&mut meta, 16, 12_345);
     meta

@@ -8,45 +8,93 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::chain::Traps;
-use crate::events::{PROGRAMS, Truth, program_id};
-use crate::transaction::{Keys, Outcome, Said};
+use crate::chain::{Traps, is_vote};
+use crate::logs::{Outcome, Said};
+use crate::programs::{PROGRAMS, Truth, program_id};
+use crate::transaction::Transaction;
+use crate::wire::Keys;
 use crate::{Plan, Pubkey, SimError, base58, hex};
 
-/// What one chunk holds.
-#[derive(Debug, Default, Clone, Serialize)]
+/// What a range of slots holds.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
 pub struct ChunkSummary {
-    /// Blocks in the chunk.
+    /// First slot.
+    pub start: u64,
+    /// Blocks.
     pub blocks: u64,
-    /// Transactions in the chunk, votes included.
+    /// Entries, those without transactions included.
+    pub entries: u64,
+    /// Transactions, votes included.
     pub transactions: u64,
     /// Vote transactions.
     pub votes: u64,
+    /// Transactions that the archive keeps no metadata of.
+    pub missing_metadata: u64,
+    /// Of these, those whose lookup tables therefore cannot be resolved.
+    pub unresolved_lookups: u64,
     /// By program name.
     pub programs: BTreeMap<String, ProgramSummary>,
 }
 
-/// What one program did.
-#[derive(Debug, Default, Clone, Serialize)]
+/// What one program did. `records` = `records_of_failed` + `twins` + `foreign` + `events` + `quarantined`.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
 pub struct ProgramSummary {
     /// Transactions that mention the program.
     pub matched: u64,
     /// Of these, those that name it by a lookup table only.
     pub matched_by_lookup_only: u64,
+    /// Of the matched, those in which the program said something.
+    pub with_records: u64,
     /// Of the matched, those that failed.
     pub failed: u64,
     /// Of the matched, those whose logs are truncated.
     pub truncated: u64,
     /// Records, those of failed transactions and both of each twin included.
     pub records: u64,
+    /// Records of failed transactions.
+    pub records_of_failed: u64,
+    /// Log records that are the same event as a record by CPI, in transactions that succeeded.
+    pub twins: u64,
+    /// Records shorter than a discriminator, in transactions that succeeded.
+    pub foreign: u64,
     /// Events that a correct backfill loads.
     pub events: u64,
     /// Records that belong into quarantine.
     pub quarantined: u64,
 }
 
+impl ProgramSummary {
+    fn add(&mut self, other: &Self) {
+        self.matched += other.matched;
+        self.matched_by_lookup_only += other.matched_by_lookup_only;
+        self.with_records += other.with_records;
+        self.failed += other.failed;
+        self.truncated += other.truncated;
+        self.records += other.records;
+        self.records_of_failed += other.records_of_failed;
+        self.twins += other.twins;
+        self.foreign += other.foreign;
+        self.events += other.events;
+        self.quarantined += other.quarantined;
+    }
+}
+
+impl ChunkSummary {
+    fn add(&mut self, other: &Self) {
+        self.blocks += other.blocks;
+        self.entries += other.entries;
+        self.transactions += other.transactions;
+        self.votes += other.votes;
+        self.missing_metadata += other.missing_metadata;
+        self.unresolved_lookups += other.unresolved_lookups;
+        for (name, program) in &other.programs {
+            self.programs.entry(name.clone()).or_default().add(program);
+        }
+    }
+}
+
 /// What a written archive holds: `truth/summary.json`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
     /// The seed.
     pub seed: u64,
@@ -56,10 +104,14 @@ pub struct Summary {
     pub last_slot: u64,
     /// Slots in a chunk.
     pub chunk_slots: u64,
-    /// How often each trap occurred in the range.
+    /// The plan that writes these bytes again.
+    pub plan: Plan,
+    /// How often each trap occurs in the range.
     pub traps: BTreeMap<String, u64>,
     /// Events by program and event name.
     pub events: BTreeMap<String, BTreeMap<String, u64>>,
+    /// All chunks together.
+    pub total: ChunkSummary,
     /// By chunk start.
     pub chunks: BTreeMap<u64, ChunkSummary>,
 }
@@ -69,10 +121,9 @@ pub(crate) struct Placed<'a> {
     pub(crate) slot: u64,
     pub(crate) index: u32,
     pub(crate) block_time: u64,
-    pub(crate) signature: &'a [u8; 64],
+    pub(crate) transaction: &'a Transaction,
     pub(crate) keys: &'a Keys,
     pub(crate) outcome: &'a Outcome,
-    pub(crate) vote: bool,
 }
 
 /// Writes the truth while the archive is written.
@@ -80,7 +131,7 @@ pub(crate) struct TruthWriter {
     events: BufWriter<File>,
     failed: BufWriter<File>,
     quarantine: BufWriter<File>,
-    pub(crate) traps: Traps,
+    traps: Traps,
     summary: Summary,
 }
 
@@ -101,15 +152,26 @@ impl TruthWriter {
                 chunk_slots: plan.chunk_slots,
                 traps: BTreeMap::new(),
                 events: BTreeMap::new(),
+                plan: plan.clone(),
+                total: ChunkSummary {
+                    start: plan.first_slot,
+                    ..ChunkSummary::default()
+                },
                 chunks: chunks
-                    .map(|start| (start, ChunkSummary::default()))
+                    .map(|start| {
+                        let empty = ChunkSummary {
+                            start,
+                            ..ChunkSummary::default()
+                        };
+                        (start, empty)
+                    })
                     .collect(),
             },
         })
     }
 
     fn in_range(&self, slot: u64) -> bool {
-        (self.summary.first_slot..=self.summary.last_slot).contains(&slot)
+        self.summary.plan.in_range(slot)
     }
 
     fn chunk(&mut self, slot: u64) -> &mut ChunkSummary {
@@ -123,9 +185,11 @@ impl TruthWriter {
         }
     }
 
-    pub(crate) fn block(&mut self, slot: u64) {
+    pub(crate) fn block(&mut self, slot: u64, entries: u64) {
         if self.in_range(slot) {
-            self.chunk(slot).blocks += 1;
+            let chunk = self.chunk(slot);
+            chunk.blocks += 1;
+            chunk.entries += entries;
         }
     }
 
@@ -133,19 +197,55 @@ impl TruthWriter {
         if !self.in_range(placed.slot) {
             return Ok(());
         }
+        let transaction = placed.transaction;
         let chunk = self.chunk(placed.slot);
         chunk.transactions += 1;
-        chunk.votes += u64::from(placed.vote);
+        chunk.votes += u64::from(is_vote(transaction));
+        if !transaction.has_metadata {
+            chunk.missing_metadata += 1;
+            chunk.unresolved_lookups += u64::from(transaction.loads());
+        }
+        let mut mentioned = false;
         for (name, _) in PROGRAMS {
             let program = program_id(name);
-            let named = placed.keys.statics.contains(&program);
-            let loaded = placed.keys.loaded_writable.contains(&program)
-                || placed.keys.loaded_readonly.contains(&program);
+            // What a table loads is known from metadata only.
+            let loaded = transaction.has_metadata && placed.keys.is_loaded(&program);
+            let named = placed.keys.is_static(&program);
             if named || loaded {
+                mentioned = true;
                 self.program(name, &program, placed, !named)?;
             }
         }
+        if mentioned && transaction.has_metadata {
+            self.transaction_traps(placed);
+        }
         Ok(())
+    }
+
+    fn transaction_traps(&mut self, placed: &Placed) {
+        let outcome = placed.outcome;
+        let own = |said: &&Said| {
+            PROGRAMS
+                .iter()
+                .any(|program| program_id(program.0) == said.program)
+        };
+        let said = outcome.said.iter().filter(own).count();
+        for (trap, times) in [
+            ("truncated_logs", u64::from(outcome.truncated)),
+            ("events_after_truncation", outcome.said_after_truncation),
+            ("failed_transactions", u64::from(outcome.failed())),
+            (
+                "failed_with_events",
+                u64::from(outcome.failed() && said > 0),
+            ),
+            ("nested_four_deep_or_more", u64::from(outcome.deepest > 3)),
+            (
+                "several_signatures",
+                u64::from(!placed.transaction.cosigners.is_empty()),
+            ),
+        ] {
+            self.count(trap, placed.slot, times);
+        }
     }
 
     fn program(
@@ -156,33 +256,43 @@ impl TruthWriter {
         by_lookup_only: bool,
     ) -> Result<(), SimError> {
         let outcome = placed.outcome;
+        let known = placed.transaction.has_metadata;
         let records: Vec<&Said> = {
-            let mine = || outcome.said.iter().filter(|said| said.program == *program);
+            let mine = || {
+                outcome
+                    .said
+                    .iter()
+                    .filter(|said| known && said.program == *program)
+            };
             mine()
                 .filter(|said| said.log_line.is_some())
                 .chain(mine().filter(|said| said.log_line.is_none()))
                 .collect()
         };
         let folded = twins(&records);
+        let count = |yes: bool| u64::from(yes);
         let mut sums = ProgramSummary {
             matched: 1,
-            matched_by_lookup_only: u64::from(by_lookup_only),
-            failed: u64::from(outcome.failed),
-            truncated: u64::from(outcome.truncated),
+            matched_by_lookup_only: count(by_lookup_only),
+            with_records: count(!records.is_empty()),
+            failed: count(known && outcome.failed()),
+            truncated: count(known && outcome.truncated),
             records: records.len() as u64,
             ..ProgramSummary::default()
         };
         for (event_index, said) in records.iter().enumerate() {
+            sums.records_of_failed += count(outcome.failed());
             if folded[event_index] {
+                sums.twins += count(!outcome.failed());
                 continue;
             }
             let mut line = json!({
                 "network": "sim", "owner": "demo", "program": name,
                 "slot": placed.slot, "txIndex": placed.index, "eventIndex": event_index,
-                "signature": base58(placed.signature),
+                "signature": base58(&placed.transaction.signature),
                 "source": if said.log_line.is_some() { "log" } else { "cpi" },
                 "blockTime": (placed.block_time > 0).then_some(placed.block_time),
-                "failed": outcome.failed, "truncated": outcome.truncated,
+                "failed": outcome.failed(), "truncated": outcome.truncated,
             });
             match &said.payload.truth {
                 Truth::Event {
@@ -191,7 +301,7 @@ impl TruthWriter {
                 } => {
                     line["event"] = json!(event);
                     line["fields"] = json!(fields);
-                    if outcome.failed {
+                    if outcome.failed() {
                         writeln!(self.failed, "{line}")?;
                     } else {
                         sums.events += 1;
@@ -205,47 +315,35 @@ impl TruthWriter {
                         writeln!(self.events, "{line}")?;
                     }
                 }
-                Truth::Undecodable if !outcome.failed => {
+                Truth::Undecodable if !outcome.failed() => {
                     sums.quarantined += 1;
                     line["discriminator"] =
                         json!(hex(&said.payload.bytes[..said.payload.bytes.len().min(8)]));
                     line["length"] = json!(said.payload.bytes.len());
                     writeln!(self.quarantine, "{line}")?;
                 }
-                Truth::Undecodable | Truth::Foreign => {}
+                Truth::Foreign => sums.foreign += count(!outcome.failed()),
+                Truth::Undecodable => {}
             }
         }
         for (trap, times) in [
             ("lookup_only_matches", sums.matched_by_lookup_only),
-            ("truncated_logs", sums.truncated),
-            ("failed_transactions", sums.failed),
-            (
-                "failed_with_events",
-                u64::from(outcome.failed && !records.is_empty()),
-            ),
-            ("twins", folded.iter().filter(|twin| **twin).count() as u64),
+            ("twins", sums.twins),
             ("undecodable", sums.quarantined),
         ] {
             self.count(trap, placed.slot, times);
         }
-        let kept = self
-            .chunk(placed.slot)
-            .programs
-            .entry(name.into())
-            .or_default();
-        kept.matched += sums.matched;
-        kept.matched_by_lookup_only += sums.matched_by_lookup_only;
-        kept.failed += sums.failed;
-        kept.truncated += sums.truncated;
-        kept.records += sums.records;
-        kept.events += sums.events;
-        kept.quarantined += sums.quarantined;
+        let chunk = self.chunk(placed.slot);
+        chunk.programs.entry(name.into()).or_default().add(&sums);
         Ok(())
     }
 
     pub(crate) fn finish(mut self, folder: &Path) -> Result<Summary, SimError> {
         for file in [&mut self.events, &mut self.failed, &mut self.quarantine] {
             file.flush()?;
+        }
+        for chunk in self.summary.chunks.values() {
+            self.summary.total.add(chunk);
         }
         self.summary.traps = self
             .traps

@@ -1,154 +1,91 @@
-//! Writes the epochs of a plan: blocks as sections, the index, the epoch's closing nodes, and the demo's program folders.
+//! Writes the blocks of a plan, block by block, and the demo's program folders.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rand::Rng;
 use serde_json::json;
 
-use crate::car::{CarWriter, Cid, NO_REWARDS, cid_text};
+use crate::car::{Cid, FrameStyle, NO_REWARDS};
 use crate::cbor::Node;
 use crate::chain::{self, BlockPlan};
-use crate::events::{PROGRAMS, program_id};
-use crate::transaction::Transaction;
+use crate::epoch::Epoch;
+use crate::programs::{PROGRAMS, program_id};
 use crate::truth::{Placed, Summary, TruthWriter};
-use crate::{Plan, SLOTS_PER_EPOCH, SimError, base58, metadata};
+use crate::wire::Keys;
+use crate::{Plan, SLOTS_PER_EPOCH, SimError, base58, logs, metadata, wire};
 
-/// An epoch being written.
-pub(crate) struct Epoch {
-    number: u64,
-    stem: PathBuf,
-    pub(crate) car: CarWriter,
-    ranges: Vec<u8>,
-    pub(crate) blocks: Vec<Cid>,
-    first_slot: u64,
-    pub(crate) last_slot: u64,
-}
+/// Frames of the chains that are longer than need be, in bytes.
+const TINY_FRAME: usize = 60;
 
-impl Epoch {
-    pub(crate) fn create(folder: &Path, number: u64, first_slot: u64) -> Result<Self, SimError> {
-        let folder = folder.join(number.to_string());
-        fs::create_dir_all(&folder)?;
-        let stem = folder.join(format!("epoch-{number}"));
-        let car = CarWriter::create(&stem.with_extension("car"))?;
-        let ranges = vec![0; SLOTS_PER_EPOCH as usize * 12];
-        Ok(Self {
-            number,
-            stem,
-            car,
-            ranges,
-            blocks: Vec::new(),
-            first_slot,
-            last_slot: first_slot,
-        })
-    }
-
-    /// Lists the block of `slot`, whose sections began at `offset` and end here.
-    pub(crate) fn index(&mut self, slot: u64, offset: u64) {
-        let length = (self.car.offset - offset) as u32;
-        let at = (slot % SLOTS_PER_EPOCH) as usize * 12;
-        self.ranges[at..at + 8].copy_from_slice(&offset.to_le_bytes());
-        self.ranges[at + 8..at + 12].copy_from_slice(&length.to_le_bytes());
-    }
-
-    /// Writes the closing nodes and the files beside the CAR file; returns that one's bytes.
-    pub(crate) fn finish(mut self) -> Result<u64, SimError> {
-        let mut subset = Node::array(4);
-        subset.unsigned(3);
-        subset.unsigned(self.first_slot);
-        subset.unsigned(self.last_slot);
-        subset.links(&self.blocks);
-        let subset = self.car.section(&subset)?;
-        let mut epoch = Node::array(3);
-        epoch.unsigned(4);
-        epoch.unsigned(self.number);
-        epoch.links(&[subset]);
-        let root = self.car.section(&epoch)?;
-        let bytes = self.car.offset;
-        self.car.finish(&root)?;
-        fs::write(self.stem.with_extension("cid"), cid_text(&root))?;
-        let name = format!("epoch-{}-slot-ranges.raw", self.number);
-        fs::write(self.stem.with_file_name(name), &self.ranges)?;
-        Ok(bytes)
-    }
-}
-
-/// Writes the archive of `plan` into `folder`, with `truth/` and `programs/` beside it.
+/// Writes the archive of `plan` into `folder`, with `truth/` and `programs/` beside it. `truth/summary.json` comes last: where
+/// it is, everything is.
 pub fn write(folder: &Path, plan: &Plan) -> Result<Summary, SimError> {
-    if plan.from_slot == 0
-        || plan.from_slot >= plan.to_slot
-        || plan.chunk_slots == 0
-        || plan.frame_bytes == 0
-    {
-        return Err(SimError::Plan(
-            "from_slot must be above 0 and below to_slot, chunk_slots and frame_bytes above 0"
-                .into(),
-        ));
-    }
+    plan.check()?;
     let truth_folder = folder.join("truth");
     fs::create_dir_all(&truth_folder)?;
     let mut truth = TruthWriter::create(&truth_folder, plan)?;
-    let mut epoch: Option<Epoch> = None;
-    let mut parent = plan.from_slot - 1;
-    let mut height = 1_000_000;
-    for slot in plan.from_slot..plan.to_slot {
-        if !chain::has_block(plan, slot) {
-            truth.count("skipped_slots", slot, 1);
-            continue;
-        }
-        if epoch
-            .as_ref()
-            .is_none_or(|current| current.number != slot / SLOTS_PER_EPOCH)
-        {
-            if let Some(finished) = epoch.take() {
-                finished.finish()?;
-            }
-            epoch = Some(Epoch::create(folder, slot / SLOTS_PER_EPOCH, slot)?);
-        }
-        if let Some(current) = epoch.as_mut() {
-            write_block(current, plan, slot, parent, height, &mut truth)?;
-            current.last_slot = slot;
-        }
-        parent = slot;
-        height += 1;
-    }
-    if let Some(finished) = epoch {
-        finished.finish()?;
-    }
     for (name, idl) in PROGRAMS {
         let slots = (plan.first_slot, plan.last_slot);
         write_program(&folder.join("programs"), name, idl, slots, Some("demo"))?;
     }
+    let mut parent = plan.from_slot - 1;
+    let mut height = 1_000_000;
+    for number in plan.from_slot / SLOTS_PER_EPOCH..=(plan.to_slot - 1) / SLOTS_PER_EPOCH {
+        let mut epoch = Epoch::create(folder, number)?;
+        let first = (number * SLOTS_PER_EPOCH).max(plan.from_slot);
+        for slot in first..((number + 1) * SLOTS_PER_EPOCH).min(plan.to_slot) {
+            if chain::has_block(plan, slot) {
+                let place = BlockPlace {
+                    slot,
+                    parent,
+                    height,
+                };
+                write_block(&mut epoch, plan, place, &mut truth)?;
+                parent = slot;
+                height += 1;
+            } else {
+                truth.count("skipped_slots", slot, 1);
+            }
+        }
+        epoch.finish()?;
+    }
     truth.finish(&truth_folder)
+}
+
+/// A block's place in the chain.
+#[derive(Clone, Copy)]
+struct BlockPlace {
+    slot: u64,
+    parent: u64,
+    height: u64,
 }
 
 fn write_block(
     epoch: &mut Epoch,
     plan: &Plan,
-    slot: u64,
-    parent: u64,
-    height: u64,
+    place: BlockPlace,
     truth: &mut TruthWriter,
 ) -> Result<(), SimError> {
+    let slot = place.slot;
     let offset = epoch.car.offset;
     let mut traps = chain::Traps::default();
     let mut block = chain::block(plan, slot, &mut traps);
     for (trap, times) in traps {
         truth.count(trap, slot, times);
     }
-    truth.block(slot);
+    truth.block(slot, block.entries.len() as u64);
     let mut entries = Vec::with_capacity(block.entries.len());
     let mut index = 0;
     let sizes = std::mem::take(&mut block.entries);
     for size in sizes {
         let mut links = Vec::with_capacity(size);
         for _ in 0..size {
-            links.push(write_transaction(
-                epoch, plan, slot, index, &mut block, truth,
-            )?);
+            let cid = write_transaction(epoch, plan, slot, index, &mut block, truth)?;
+            links.push(cid);
             index += 1;
         }
-        let mut entry = Node::array(4);
+        let mut entry = Node::array_in_style(4, unusual(plan, slot, &mut block, truth));
         entry.unsigned(1);
         entry.unsigned(block.random.random_range(1..10_000));
         entry.bytes(&block.random.random::<[u8; 32]>());
@@ -161,16 +98,33 @@ fn write_block(
             let mut node = Node::array(3);
             node.unsigned(5);
             node.unsigned(slot);
-            let chained = epoch
-                .car
-                .data_frame(&mut node, &payload, plan.frame_bytes)?;
+            let style = FrameStyle {
+                bytes: plan.frame_bytes,
+                old: false,
+            };
+            let chained = epoch.car.data_frame(&mut node, &payload, style)?;
+            truth.count("blocks_with_rewards", slot, 1);
             truth.count("chains", slot, u64::from(chained));
             epoch.car.section(&node)?.to_vec()
         }
     };
-    let mut node = Node::array(6);
+    let roomy = unusual(plan, slot, &mut block, truth);
+    let node = block_node(place, block.block_time, &entries, &rewards, roomy);
+    let cid = epoch.car.section(&node)?;
+    epoch.end_block(slot, offset, cid);
+    Ok(())
+}
+
+fn block_node(
+    place: BlockPlace,
+    block_time: u64,
+    entries: &[Cid],
+    rewards: &[u8],
+    roomy: bool,
+) -> Node {
+    let mut node = Node::array_in_style(6, roomy);
     node.unsigned(2);
-    node.unsigned(slot);
+    node.unsigned(place.slot);
     node.begin_array(entries.len());
     for position in 0..entries.len() {
         node.begin_array(2);
@@ -182,20 +136,24 @@ fn write_block(
             i64::from(position as u32)
         });
     }
-    node.links(&entries);
+    node.links(entries);
     node.begin_array(3);
-    node.unsigned(parent);
-    node.unsigned(block.block_time);
-    if slot.is_multiple_of(97) {
+    node.unsigned(place.parent);
+    node.unsigned(block_time);
+    if place.slot.is_multiple_of(97) {
         node.null();
     } else {
-        node.unsigned(height);
+        node.unsigned(place.height);
     }
-    node.link(&rewards);
-    let cid = epoch.car.section(&node)?;
-    epoch.blocks.push(cid);
-    epoch.index(slot, offset);
-    Ok(())
+    node.link(rewards);
+    node
+}
+
+/// Draws whether the next node is encoded as only old files are.
+fn unusual(plan: &Plan, slot: u64, block: &mut BlockPlan, truth: &mut TruthWriter) -> bool {
+    let drawn = block.random.random_range(0..100) < plan.unusual_percent;
+    truth.count("unusual_encodings", slot, u64::from(drawn));
+    drawn
 }
 
 fn write_transaction(
@@ -206,51 +164,57 @@ fn write_transaction(
     block: &mut BlockPlan,
     truth: &mut TruthWriter,
 ) -> Result<Cid, SimError> {
-    let transaction: &Transaction = &block.transactions[index as usize];
-    let keys = transaction.keys();
-    let outcome = transaction.run(&keys);
-    let placed = Placed {
+    let old = unusual(plan, slot, block, truth);
+    let transaction = &block.transactions[index as usize];
+    let keys = Keys::of(transaction);
+    let outcome = logs::run(transaction, &keys);
+    truth.transaction(&Placed {
         slot,
         index,
         block_time: block.block_time,
-        signature: &transaction.signature,
+        transaction,
         keys: &keys,
         outcome: &outcome,
-        vote: chain::is_vote(transaction),
-    };
-    truth.transaction(&placed)?;
-    let wire = transaction.wire(&keys, &block.random.random());
-    let balances: Vec<u64> = (0..keys.statics.len())
-        .map(|_| block.random.random_range(0..10_000_000_000))
-        .collect();
-    let mut meta = metadata::encode(
-        &outcome,
-        &keys.loaded_writable,
-        &keys.loaded_readonly,
-        &balances,
-    );
-    if block.random.random_range(0..100) == 0 {
-        truth.count("uncompressed_metadata", slot, 1);
-    } else {
-        meta = zstd::bulk::compress(&meta, 3)?;
+    })?;
+    let sent = wire::encode(transaction, &keys, &block.random.random());
+    let mut meta = Vec::new();
+    if transaction.has_metadata {
+        let balances: Vec<u64> = (0..keys.count())
+            .map(|_| block.random.random_range(0..10_000_000_000))
+            .collect();
+        meta = metadata::encode(&outcome, &keys, &balances);
+        if block.random.random_range(0..100) == 0 {
+            truth.count("uncompressed_metadata", slot, 1);
+        } else {
+            meta = zstd::bulk::compress(&meta, 3)?;
+        }
     }
-    let mut node = Node::array(5);
+    let place_kept = !old || block.random.random();
+    let mut node = Node::array_in_style(if place_kept { 5 } else { 4 }, old);
     node.unsigned(0);
-    let chained_wire = epoch.car.data_frame(&mut node, &wire, plan.frame_bytes)?;
-    // A few more chains than sizes alone would make.
-    let frame_bytes = if block.random.random_range(0..50) == 0 {
-        60
-    } else {
-        plan.frame_bytes
+    let style = FrameStyle {
+        bytes: plan.frame_bytes,
+        old,
     };
-    let chained_meta = epoch.car.data_frame(&mut node, &meta, frame_bytes)?;
-    truth.count(
-        "chains",
-        slot,
-        u64::from(chained_wire) + u64::from(chained_meta),
-    );
+    let sent_chained = epoch.car.data_frame(&mut node, &sent, style)?;
+    // A few more chains than sizes alone would make.
+    let style = FrameStyle {
+        bytes: if block.random.random_range(0..50) == 0 {
+            TINY_FRAME
+        } else {
+            plan.frame_bytes
+        },
+        old,
+    };
+    let meta_chained = epoch.car.data_frame(&mut node, &meta, style)?;
+    let chains = u64::from(sent_chained) + u64::from(meta_chained);
+    truth.count("chains", slot, chains);
     node.unsigned(slot);
-    node.unsigned(u64::from(index));
+    if !old {
+        node.unsigned(u64::from(index));
+    } else if place_kept {
+        node.null(); // the place is there, and says nothing
+    }
     Ok(epoch.car.section(&node)?)
 }
 

@@ -1,13 +1,18 @@
-//! The two demo programs, their ids and IDLs, and random events of theirs: Borsh bytes and the same values as JSON.
+//! The two demo programs, their ids and IDLs, and random events of theirs.
 //!
-//! The values are written twice, as bytes and as JSON, by one builder call each; no decoder is involved.
+//! Both are invented here: `orderbook` has an IDL of the older format (camelCase, no address), `vault` one of the current
+//! format. Between them their events hold every kind of type.
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use crate::{Pubkey, base58, hex};
+use crate::Pubkey;
+use crate::borsh::{
+    Encoded, array, boolean, bytes, float, narrow, option, pubkey, string, structure, variant,
+    vector, wide,
+};
 
 /// The demo's programs: folder name and IDL (`{ADDRESS}` stands for the program id).
 pub(crate) const PROGRAMS: [(&str, &str); 2] = [
@@ -46,19 +51,17 @@ pub(crate) struct Payload {
 }
 
 impl Payload {
-    pub(crate) fn is_event(&self) -> bool {
-        matches!(self.truth, Truth::Event { .. })
-    }
-
     /// Bytes of another program, which nobody may take for an event of the demo's.
     pub(crate) fn noise(random: &mut ChaCha8Rng) -> Self {
-        // They look like a demo event on purpose: only who said them tells.
+        // They are a demo event's bytes on purpose: only who said them tells.
+        let name = PROGRAMS[random.random_range(0..PROGRAMS.len())].0;
         Self {
             truth: Truth::Undecodable,
-            ..vault_event(random)
+            ..Self::event(name, random)
         }
     }
 
+    /// Fewer bytes than a discriminator has, or none.
     pub(crate) fn foreign(random: &mut ChaCha8Rng) -> Self {
         let bytes = (0..random.random_range(0..8))
             .map(|_| random.random())
@@ -66,6 +69,16 @@ impl Payload {
         Self {
             bytes,
             truth: Truth::Foreign,
+        }
+    }
+
+    /// An event so long that hardly anything else fits into a log beside it.
+    pub(crate) fn long(name: &str, random: &mut ChaCha8Rng) -> Self {
+        let text = "long ".repeat(random.random_range(800..1_000));
+        if name == "orderbook" {
+            announcement(&text, random)
+        } else {
+            deposited(Some(&text), random)
         }
     }
 
@@ -129,81 +142,6 @@ impl Builder {
     }
 }
 
-type Encoded = (Vec<u8>, Value);
-
-/// An integer of 64 bits or more: JSON has it as a decimal string.
-macro_rules! wide {
-    ($value:expr) => {{
-        let value = $value;
-        (
-            value.to_le_bytes().to_vec(),
-            Value::String(value.to_string()),
-        )
-    }};
-}
-
-macro_rules! narrow {
-    ($value:expr) => {{
-        let value = $value;
-        (value.to_le_bytes().to_vec(), json!(value))
-    }};
-}
-
-fn boolean(value: bool) -> Encoded {
-    (vec![u8::from(value)], json!(value))
-}
-
-fn pubkey(random: &mut ChaCha8Rng) -> Encoded {
-    let key: Pubkey = random.random();
-    (key.to_vec(), Value::String(base58(&key)))
-}
-
-fn string(text: &str) -> Encoded {
-    (
-        [&(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat(),
-        json!(text),
-    )
-}
-
-fn bytes(value: &[u8]) -> Encoded {
-    (
-        [&(value.len() as u32).to_le_bytes()[..], value].concat(),
-        Value::String(hex(value)),
-    )
-}
-
-fn option(value: Option<Encoded>) -> Encoded {
-    match value {
-        None => (vec![0], Value::Null),
-        Some((bytes, value)) => ([&[1][..], &bytes].concat(), value),
-    }
-}
-
-fn array(items: Vec<Encoded>) -> Encoded {
-    let (bytes, values): (Vec<Vec<u8>>, Vec<Value>) = items.into_iter().unzip();
-    (bytes.concat(), Value::Array(values))
-}
-
-fn vector(items: Vec<Encoded>) -> Encoded {
-    let count = (items.len() as u32).to_le_bytes();
-    let (bytes, values) = array(items);
-    ([&count[..], &bytes].concat(), values)
-}
-
-fn structure(fields: Vec<(&str, Encoded)>) -> Encoded {
-    let mut bytes = Vec::new();
-    let mut object = Map::new();
-    for (name, (encoded, value)) in fields {
-        bytes.extend(encoded);
-        object.insert(name.into(), value);
-    }
-    (bytes, Value::Object(object))
-}
-
-fn variant(index: u8, name: &str, (bytes, value): Encoded) -> Encoded {
-    ([&[index][..], &bytes].concat(), json!({ name: value }))
-}
-
 /// Extremes come up often: that is where decoders differ.
 fn amount(random: &mut ChaCha8Rng) -> u64 {
     match random.random_range(0..8) {
@@ -219,8 +157,23 @@ fn text(random: &mut ChaCha8Rng) -> String {
     match random.random_range(0..8) {
         0 => String::new(),
         1 => "Grüße, 世界 🚀 \"quoted\" \\ back\nline\ttab".into(),
-        2 => "x".repeat(random.random_range(500..2_000)),
+        2 if random.random_range(0..4) == 0 => "x".repeat(random.random_range(500..2_000)),
+        3 if random.random_range(0..8) == 0 => "before\0after".into(),
         _ => format!("order {}", random.random_range(0..1_000_000)),
+    }
+}
+
+/// A float, often one that text mangles.
+fn rate(random: &mut ChaCha8Rng) -> f64 {
+    match random.random_range(0..24) {
+        0 => f64::NAN,
+        1 => f64::INFINITY,
+        2 => f64::NEG_INFINITY,
+        3 => -0.0,
+        4 => f64::MAX,
+        5 => 5e-324, // the least above 0
+        6..12 => [0.0, 0.1, -2.5e-9, 1.0 / 3.0, 123_456.789][random.random_range(0..5)],
+        _ => random.random_range(-1_000_000.0..1_000_000.0),
     }
 }
 
@@ -256,7 +209,12 @@ fn orderbook_event(random: &mut ChaCha8Rng) -> Payload {
                 .finish()
         }
         5..9 => {
-            let fills = (0..random.random_range(0..4))
+            let most = if random.random_range(0..50) == 0 {
+                60
+            } else {
+                4
+            };
+            let fills = (0..random.random_range(0..most))
                 .map(|_| {
                     structure(vec![
                         ("price", wide!(amount(random))),
@@ -282,15 +240,11 @@ fn orderbook_event(random: &mut ChaCha8Rng) -> Payload {
                     ]),
                 ),
             };
-            let rates = [0.0_f64, 0.1, -2.5e-9, 1.0 / 3.0, 123_456.789];
             Builder::new("OrderFilled")
                 .field("order_id", wide!(amount(random)))
                 .field("taker", pubkey(random))
                 .field("fills", vector(fills))
-                .field(
-                    "fee_rate",
-                    narrow!(rates[random.random_range(0..rates.len())]),
-                )
+                .field("fee_rate", float(rate(random)))
                 .field(
                     "delta",
                     wide!(if random.random_range(0..8) == 0 {
@@ -304,21 +258,26 @@ fn orderbook_event(random: &mut ChaCha8Rng) -> Payload {
                 .finish()
         }
         _ => {
-            let data: Vec<u8> = (0..random.random_range(0..64))
-                .map(|_| random.random())
-                .collect();
-            let root = (0..4).map(|_| narrow!(random.random::<u8>())).collect();
-            Builder::new("Announcement")
-                .field("text", string(&text(random)))
-                .field("data", bytes(&data))
-                .field("level", narrow!(random.random::<u8>()))
-                .field("offset", narrow!(random.random::<i8>()))
-                .field("port", narrow!(random.random::<u16>()))
-                .field("shift", narrow!(random.random::<i16>()))
-                .field("root", array(root))
-                .finish()
+            let text = text(random);
+            announcement(&text, random)
         }
     }
+}
+
+fn announcement(text: &str, random: &mut ChaCha8Rng) -> Payload {
+    let data: Vec<u8> = (0..random.random_range(0..64))
+        .map(|_| random.random())
+        .collect();
+    let root = (0..4).map(|_| narrow!(random.random::<u8>())).collect();
+    Builder::new("Announcement")
+        .field("text", string(text))
+        .field("data", bytes(&data))
+        .field("level", narrow!(random.random::<u8>()))
+        .field("offset", narrow!(random.random::<i8>()))
+        .field("port", narrow!(random.random::<u16>()))
+        .field("shift", narrow!(random.random::<i16>()))
+        .field("root", array(root))
+        .finish()
 }
 
 fn position(random: &mut ChaCha8Rng) -> Encoded {
@@ -332,16 +291,10 @@ fn position(random: &mut ChaCha8Rng) -> Encoded {
 
 fn vault_event(random: &mut ChaCha8Rng) -> Payload {
     match random.random_range(0..10) {
-        0..5 => Builder::new("Deposited")
-            .field("vault", pubkey(random))
-            .field("amount", wide!(amount(random)))
-            .field("shares", wide!(random.random::<u128>()))
-            .field(
-                "memo",
-                option(random.random::<bool>().then(|| string(&text(random)))),
-            )
-            .field("signature", bytes(&random.random::<[u8; 6]>()))
-            .finish(),
+        0..5 => {
+            let memo = random.random::<bool>().then(|| text(random));
+            deposited(memo.as_deref(), random)
+        }
         5..9 => {
             let strategy = match random.random_range(0..3) {
                 0 => variant(0, "Passive", structure(vec![])),
@@ -392,4 +345,14 @@ fn vault_event(random: &mut ChaCha8Rng) -> Payload {
         }
         _ => Builder::new("Heartbeat").finish(),
     }
+}
+
+fn deposited(memo: Option<&str>, random: &mut ChaCha8Rng) -> Payload {
+    Builder::new("Deposited")
+        .field("vault", pubkey(random))
+        .field("amount", wide!(amount(random)))
+        .field("shares", wide!(random.random::<u128>()))
+        .field("memo", option(memo.map(string)))
+        .field("signature", bytes(&random.random::<[u8; 6]>()))
+        .finish()
 }
