@@ -31,13 +31,15 @@ _SESSION = (
 
 
 class WarehouseUrlError(UhoError):
-    """The warehouse's URL is none that Postgres's client library reads."""
+    """The warehouse's URL is none that Postgres's client library reads as it was meant."""
 
     def __init__(self, url: str) -> None:
-        self.url = redact(url)
+        # Nothing more of it is told: where the password ends is what cannot be read.
+        self.scheme = url.split("://", 1)[0] if "://" in url else ""
         super().__init__(
-            f"{self.url} is no Postgres URL: write UHO_POSTGRES_URL as postgresql://user:password@host:5432/database, "
-            "with /, @, : and % of user and password percent-encoded (%2F, %40, %3A, %25)"
+            f"the warehouse's URL ({self.scheme}://…) is no Postgres URL. Write UHO_POSTGRES_URL as "
+            "postgresql://user:password@host:5432/database, with /, @, : and % of user and password "
+            "percent-encoded (%2F, %40, %3A, %25)"
         )
 
 
@@ -63,10 +65,7 @@ def connect(url: str, *, application_name: str) -> Connection:
         WarehouseUrlError: `url` cannot be read.
         WarehouseUnreachableError: it cannot be reached or refuses us.
     """
-    try:
-        theirs = str(conninfo_to_dict(url).get("options") or "")
-    except psycopg.ProgrammingError:
-        raise WarehouseUrlError(url) from None  # its message quotes the URL with the password
+    theirs = _options(url)
     try:
         return psycopg.connect(
             url,
@@ -79,4 +78,18 @@ def connect(url: str, *, application_name: str) -> Connection:
             options=" ".join([theirs, *_SESSION]).strip(),
         )
     except psycopg.OperationalError as error:
-        raise WarehouseUnreachableError(url, " ".join(str(error).split())) from None
+        raise WarehouseUnreachableError(url, " ".join(str(error).split()).rstrip("?. ")) from None
+
+
+def _options(url: str) -> str:
+    """Return the URL's own `options`; refuse one that Postgres's library would read, but not as it was meant."""
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise WarehouseUrlError(url) from None  # its message quotes the URL with the password
+    # With an unescaped / or @ in the password, pieces of it become host, port or database, and errors quote those.
+    authority, _, path = url.partition("://")[2].partition("?")[0].partition("/")
+    port = str(parts.get("port") or "")
+    if authority.count("@") > 1 or "@" in path or (not port.replace(",", "").isdigit() and port):
+        raise WarehouseUrlError(url)
+    return str(parts.get("options") or "")

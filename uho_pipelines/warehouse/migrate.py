@@ -5,14 +5,13 @@ in `migrations/versions/`.
 """
 
 from pathlib import Path
-from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import StaticPool, create_engine, text
 
 from uho_pipelines.errors import UhoError
-from uho_pipelines.warehouse.connection import connect
+from uho_pipelines.warehouse.connection import Connection, connect
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -38,18 +37,16 @@ def migrate(url: str) -> None:
         WarehouseUrlError, WarehouseUnreachableError: it cannot be connected to.
     """
 
-    def opened() -> Any:  # noqa: ANN401 - psycopg's connection as SQLAlchemy wants it
-        connection = connect(url, application_name="uho migrate")
-        version, encoding = (
-            connection.info.server_version // 10_000,
-            connection.info.parameter_status("server_encoding"),
-        )
+    with connect(url, application_name="uho migrate") as opened:
+        version, encoding = opened.info.server_version // 10_000, opened.info.parameter_status("server_encoding")
         if version < OLDEST_POSTGRES or encoding != "UTF8":
-            connection.close()
             raise PostgresUnsuitableError(f"is of version {version}, its database in {encoding}")
-        return connection
+        _upgrade(opened)
 
-    engine = create_engine("postgresql+psycopg://", creator=opened, poolclass=NullPool)
+
+def _upgrade(opened: Connection) -> None:
+    # Opened before: SQLAlchemy would wrap our errors in its own.
+    engine = create_engine("postgresql+psycopg://", creator=lambda: opened, poolclass=StaticPool)
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('uho migrate', 0))"))
         if connection.scalar(text("SELECT to_regnamespace('uho')")) is None:
