@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import uho_native
+from psycopg import sql
 
 from benchmarks.measuring import Spent
 from benchmarks.stage import Stage
@@ -17,19 +18,20 @@ from uho_pipelines import materialization
 from uho_pipelines.lake import LakeChunk
 from uho_pipelines.materialization import EventsOutcome, Reporter, load_events, read_records
 from uho_pipelines.registry import Program
+from uho_pipelines.warehouse import connect, read_plan
 from uho_pipelines.warehouse import load as warehouse_load
 
 WALL_RECORDS, WALL_EVENTS = "wall: archive to lake", "wall: lake to committed rows"
 SIDECAR, WORKER_RECORDS, WORKER_EVENTS = "sidecar", "worker: stream and lake", "worker: load"
 LAKE_READ, DECODE, ENCODE, COPY = "lake read", "decode", "COPY encode", "COPY send"
-SERVER, SERVER_DIGEST = "server", "server: row digest"
+SERVER, SERVER_DIGEST, SERVER_AGAIN = "server", "server: row digest", "server: replacing"
 
 
 class UnexpectedRowsError(Exception):
     """The path did not do what it is measured for."""
 
 
-def run_whole_path(stage: Stage, program: Program, expected_events: int) -> tuple[Spent, EventsOutcome]:
+def run_whole_path(stage: Stage, program: Program, expected_events: int) -> Spent:
     """Read the chunk's records anew and load its events; return the CPU (and wall) seconds by step."""
     spent = Spent()
     chunk = stage.archive.chunk
@@ -38,12 +40,22 @@ def run_whole_path(stage: Stage, program: Program, expected_events: int) -> tupl
         outcome = read_records(stage.settings, [program], chunk, Reporter(), start_over=True)[0]
     if outcome.error is not None:
         raise outcome.error
+    _empty_tables(stage, program)
     with spent.on(WALL_EVENTS, time.monotonic), spent.on(SERVER, stage.postgres_cpu), spent.on(WORKER_EVENTS):
         events = _load_with_clocks(stage, program, spent)
     rows = sum(events.result.rows.values()) if events.result is not None else 0
     if rows != expected_events:
         raise UnexpectedRowsError(f"{program.key}: {rows:,} rows were loaded, the simulator wrote {expected_events:,}")
-    return spent, events
+    with spent.on(SERVER_AGAIN, stage.postgres_cpu):
+        load_events(stage.settings, program, chunk, Reporter())
+    return spent
+
+
+def _empty_tables(stage: Stage, program: Program) -> None:
+    """Have the load be a first one, as nearly all are: nothing to delete."""
+    with connect(stage.url, application_name="benchmarks") as connection:
+        for table in read_plan(connection, program).tables.values():
+            connection.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(table.schema, table.name)))
 
 
 def _load_with_clocks(stage: Stage, program: Program, spent: Spent) -> EventsOutcome:

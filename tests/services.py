@@ -155,7 +155,8 @@ class HeldArchive:
         self._allowed: int | None = None
         self._sent = 0
         self._changed = threading.Condition()
-        self._waiting = 0
+        self.waiting = 0
+        """Connections that wait for bytes that are held back."""
 
     def hold_after(self, size: int) -> None:
         """Let `size` more bytes of cars go out, and then none until `release`."""
@@ -169,17 +170,12 @@ class HeldArchive:
             self._allowed = None
             self._changed.notify_all()
 
-    @property
-    def holds(self) -> bool:
-        """Whether somebody waits for bytes that are held back."""
-        return self._waiting > 0
-
     def take(self, size: int) -> None:
         """Wait until `size` bytes may go out."""
         with self._changed:
-            self._waiting += 1
+            self.waiting += 1
             self._changed.wait_for(lambda: self._allowed is None or self._sent + size <= self._allowed)
-            self._waiting -= 1
+            self.waiting -= 1
             self._sent += size
 
 

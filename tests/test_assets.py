@@ -26,8 +26,7 @@ from uho_pipelines.chunks import Chunk
 from uho_pipelines.definitions import build_definitions
 from uho_pipelines.lake import Lake
 from uho_pipelines.registry import load_registry
-from uho_pipelines.runtime.postgres import EmbeddedPostgres
-from uho_pipelines.warehouse import connect, migrate
+from uho_pipelines.warehouse import connect
 
 ALPHA, BETA = program_id("alpha"), program_id("beta")
 CHUNK = Chunk(CHUNK_SLOTS, CHUNK_SLOTS)
@@ -42,24 +41,6 @@ scan_group: pair
 idls:
   - {{from_slot: 0, file: idl.json}}
 """
-
-
-@pytest.fixture(scope="module")
-def warehouse(tmp_path_factory):
-    """A Postgres with the ledger's schema; its URL."""
-    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres")) as server:
-        migrate(server.url("uho"))
-        yield server.url("uho")
-
-
-@pytest.fixture(autouse=True)
-def _empty(warehouse):
-    yield
-    with connect(warehouse, application_name="test") as connection:
-        connection.execute(
-            "TRUNCATE uho.network, uho.program, uho.chunk, uho.chunk_table, uho.quarantine, uho.sql_name CASCADE"
-        )
-        connection.execute("DROP SCHEMA IF EXISTS demo_sim_alpha, demo_sim_beta CASCADE")
 
 
 @pytest.fixture

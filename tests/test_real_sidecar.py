@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run_iterator
+from services import fresh_warehouse
 
 from uho_pipelines.assets import events_key, records_key
 from uho_pipelines.chunks import chunk_of, program_chunks
@@ -16,10 +17,9 @@ from uho_pipelines.decoding import decoder_for
 from uho_pipelines.definitions import build_definitions
 from uho_pipelines.materialization import Reporter, load_events, read_records
 from uho_pipelines.registry import load_registry
-from uho_pipelines.runtime.postgres import EmbeddedPostgres
 from uho_pipelines.settings import NetworkSettings, Settings
 from uho_pipelines.truth import compare_program, truth_by_event
-from uho_pipelines.warehouse import connect, ensure_tables, migrate
+from uho_pipelines.warehouse import connect, ensure_tables
 
 RELEASE = Path(__file__).parent.parent / "sidecar" / "target" / "release"
 
@@ -41,7 +41,7 @@ def archive(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def settings(archive, tmp_path_factory):
+def settings(archive, postgres, tmp_path_factory):
     """Settings that point at a sidecar and a Postgres which run."""
     home = tmp_path_factory.mktemp("home")
     command = [
@@ -56,18 +56,16 @@ def settings(archive, tmp_path_factory):
     sidecar = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
     try:
         address = json.loads(sidecar.stdout.readline())["listening"]
-        with EmbeddedPostgres(home) as server:
-            migrate(server.url("uho"))
-            summary = json.loads((archive / "truth" / "summary.json").read_text())
-            network = NetworkSettings(chunk_slots=summary["chunk_slots"], checkpoint_slots=50)
-            yield Settings(
-                home=home,
-                sidecar_url=f"http://{address}",
-                sidecar_secret="secret",
-                postgres_url=server.url("uho"),
-                programs_dir=archive / "programs",
-                networks={"sim": network},
-            )
+        summary = json.loads((archive / "truth" / "summary.json").read_text())
+        network = NetworkSettings(chunk_slots=summary["chunk_slots"], checkpoint_slots=50)
+        yield Settings(
+            home=home,
+            sidecar_url=f"http://{address}",
+            sidecar_secret="secret",
+            postgres_url=fresh_warehouse(postgres, "real_sidecar"),
+            programs_dir=archive / "programs",
+            networks={"sim": network},
+        )
     finally:
         sidecar.terminate()
         sidecar.wait(10)

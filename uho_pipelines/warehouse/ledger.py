@@ -20,6 +20,7 @@ from psycopg.types.json import Jsonb
 
 from uho_pipelines.chunks import Chunk
 from uho_pipelines.errors import UhoError
+from uho_pipelines.redaction import redact
 from uho_pipelines.registry import Program
 from uho_pipelines.warehouse.connection import Connection
 
@@ -224,7 +225,7 @@ def fail_attempt(
     assignments: list[sql.Composable] = [
         sql.SQL("{state} = 'failed', {finished} = now(), {error} = %s").format(**_columns(stage))
     ]
-    values: list[Any] = [error.replace("\0", "\\u0000")[:ERROR_CHARACTERS]]
+    values: list[Any] = [_as_kept(error)]
     if counts is not None:
         assignments.append(sql.SQL("events_counts = %s"))
         values.append(as_jsonb(counts))
@@ -247,7 +248,7 @@ def set_halt(connection: Connection, program: Program, chunk: Chunk, reason: str
             "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
             [
                 *(*chunk_key(program), program.idl_hash, chunk.start),
-                reason.replace("\0", "\\u0000")[:ERROR_CHARACTERS],
+                _as_kept(reason),
             ],
         )
 
@@ -279,6 +280,11 @@ def chunk_key(program: Program, chunk: Chunk | None = None) -> list[Any]:
 def as_jsonb(document: Mapping[str, Any]) -> Jsonb:
     """Return `document` as jsonb, which takes no U+0000: as everywhere, it becomes the six characters."""
     return Jsonb(document, dumps=_dumps)
+
+
+def _as_kept(text: str) -> str:
+    """Return an error or reason without credentials and U+0000, cut: everybody who may read the ledger reads it."""
+    return redact(text).replace("\0", "\\u0000")[:ERROR_CHARACTERS]
 
 
 def _dumps(document: Any) -> str:  # noqa: ANN401 - any JSON
