@@ -23,6 +23,9 @@ pub(crate) const VOTE: Pubkey = [
 /// The system program.
 pub(crate) const SYSTEM: Pubkey = [0; 32];
 
+/// The height of the archive's first block.
+pub(crate) const FIRST_HEIGHT: u64 = 1_000_000;
+
 /// A block before it is written.
 pub(crate) struct BlockPlan {
     pub(crate) transactions: Vec<Transaction>,
@@ -110,6 +113,25 @@ pub(crate) fn block(plan: &Plan, slot: u64, traps: &mut Traps) -> BlockPlan {
         block_time,
         rewards,
         random,
+    }
+}
+
+/// What the chain adds to a transaction when it lands. It is drawn from slot and place alone, so that one transaction can be
+/// shown without writing its block.
+pub(crate) struct Landing {
+    pub(crate) blockhash: [u8; 32],
+    /// Of every key, in lamports.
+    pub(crate) balances: Vec<u64>,
+}
+
+/// Draws what is added to the transaction at `index` of the block of `slot`, which has so many `keys`.
+pub(crate) fn landing(plan: &Plan, slot: u64, index: u32, keys: usize) -> Landing {
+    let mut random = generator(plan.seed, slot, 2 + u64::from(index));
+    Landing {
+        blockhash: random.random(),
+        balances: (0..keys)
+            .map(|_| random.random_range(0..10_000_000_000))
+            .collect(),
     }
 }
 

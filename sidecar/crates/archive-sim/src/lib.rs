@@ -3,7 +3,7 @@
 //! [`write()`] takes a [`Plan`] and leaves an archive in the real layout (`{epoch}/epoch-{epoch}.car`, `.cid`,
 //! `-slot-ranges.raw`), the demo's program folders, and `truth/`: every event that a correct backfill must load. The same plan
 //! writes the same bytes. [`write_large`] writes gigabytes, for measurements, and [`Server`] serves an archive over HTTP, badly
-//! when asked to. Nothing here is shared with the reader or the decoder, so that agreement between the two sides
+//! when asked to, and [`RpcServer`] answers for its chain as an RPC node does. Nothing here is shared with the reader or the decoder, so that agreement between the two sides
 //! proves something.
 //!
 //! ```
@@ -27,11 +27,13 @@ mod chain;
 mod demo;
 mod epoch;
 mod faults;
+mod http;
 mod large;
 mod logs;
 mod metadata;
 mod plan;
 mod programs;
+mod rpc;
 mod serve;
 
 mod tables;
@@ -43,6 +45,7 @@ mod writer;
 pub use faults::{Fault, FaultKind};
 pub use large::{LARGE_CHUNK_SLOTS, LargePlan, LargeProgram, LargeSummary, write_large};
 pub use plan::Plan;
+pub use rpc::{RpcFault, RpcFaultKind, RpcServer};
 pub use serve::Server;
 
 pub use truth::{ChunkSummary, ProgramSummary, Summary};

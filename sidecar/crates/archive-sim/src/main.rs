@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use archive_sim::{Fault, LargePlan, Plan, Server, SimError, write, write_large};
+use archive_sim::{
+    Fault, LargePlan, Plan, RpcFault, RpcServer, Server, SimError, write, write_large,
+};
 use clap::{Args, Parser, Subcommand};
 
 /// Writes simulated Old Faithful archives whose contents are known, and the truth beside them.
@@ -57,6 +59,27 @@ enum Command {
         /// slow=BYTES (a second), stall, whole (ignores the range). @3: every third request.
         #[arg(long = "fault", value_name = "FAULT")]
         faults: Vec<Fault>,
+    },
+    /// Answer for a written archive's chain as an RPC node does, badly where told to; prints {"listening":"ADDRESS"}.
+    ///
+    /// getTransaction, getBlock, getBlocks, getSignaturesForAddress and getSlot, in batches too. The chain is drawn again
+    /// from the plan that the archive was written by.
+    Rpc {
+        /// The folder that the archive was written into.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Where to listen; port 0 takes any free one.
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: String,
+        /// Which answers are missing or altered where some shall be.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// What happens to requests and answers, as KIND[=VALUE][@EVERY]; repeatable.
+        ///
+        /// To every so-manieth request: status=CODE, slow=MILLISECONDS, stall. To one of so many transactions (and blocks),
+        /// the same ones each time: missing, altered (one bit of an event); with =SIGNATURE to that transaction only.
+        #[arg(long = "fault", value_name = "FAULT")]
+        faults: Vec<RpcFault>,
     },
 }
 
@@ -199,6 +222,20 @@ fn run(command: Command) -> Result<String, SimError> {
                 serde_json::json!({ "listening": server.address().to_string() })
             );
             server.wait();
+            Ok("stopped".into())
+        }
+        Command::Rpc {
+            dir,
+            listen,
+            seed,
+            faults,
+        } => {
+            let node = RpcServer::start(&dir, &listen, seed, faults)?;
+            println!(
+                "{}",
+                serde_json::json!({ "listening": node.address().to_string() })
+            );
+            node.wait();
             Ok("stopped".into())
         }
     }

@@ -1,12 +1,12 @@
 //! What to write: the slots of an archive, how much happens in them, and how often a reader is tried.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{SLOTS_PER_EPOCH, SimError};
 
 /// What [`crate::write`] writes. `Default` is the demo's archive: 24 chunks of 350 slots across the end of epoch 2, the
 /// sixth of them empty, and blocks on either side that prove the first chunk's head and the last chunk's tail.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Everything is drawn from it.
     pub seed: u64,

@@ -1,31 +1,25 @@
 //! Serves a folder over HTTP/1.1 by ranges, as a mirror of the archive does, and badly where it is told to.
 //!
-//! On sockets and threads of the standard library: a server that ends answers early, or lies, needs the bytes in its own hand.
-//! It listens where it is told, answers GET and HEAD, and gives out nothing that lies outside the folder.
+//! It answers GET and HEAD, and gives out nothing that lies outside the folder.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::SimError;
 use crate::faults::{Fault, FaultKind};
+use crate::http::{self, Head, Listener, Stopped};
 
-/// Bytes of a request's head, at most.
-const MOST_HEAD: u64 = 16 * 1024;
 /// Bytes written at once.
 const PIECE: usize = 64 * 1024;
-/// How long a connection may be idle, and how long a stalled answer is held.
-const IDLE: Duration = Duration::from_secs(120);
 
 struct Shared {
     folder: PathBuf,
     faults: Vec<Fault>,
-    stopped: AtomicBool,
     requests: AtomicU64,
     car_requests: AtomicU64,
     bytes: AtomicU64,
@@ -42,51 +36,30 @@ struct Shared {
 /// # }
 /// ```
 pub struct Server {
-    address: SocketAddr,
     shared: Arc<Shared>,
-    accepting: Option<JoinHandle<()>>,
+    listener: Listener,
 }
 
 impl Server {
     /// Serves `folder` at `listen` (port 0: any free one). The first of `faults` that applies to a request happens to it.
     pub fn start(folder: &Path, listen: &str, faults: Vec<Fault>) -> Result<Self, SimError> {
-        let listener = TcpListener::bind(listen)?;
-        let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             folder: folder.canonicalize()?,
             faults,
-            stopped: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             car_requests: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
         });
-        let accepting = {
-            let shared = Arc::clone(&shared);
-            std::thread::spawn(move || {
-                for connection in listener.incoming() {
-                    if shared.stopped.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    if let Ok(connection) = connection {
-                        let shared = Arc::clone(&shared);
-                        // A client that goes away ends its thread; nobody needs to hear of it.
-                        std::thread::spawn(move || {
-                            let _ = serve_connection(&connection, &shared);
-                        });
-                    }
-                }
-            })
-        };
-        Ok(Self {
-            address,
-            shared,
-            accepting: Some(accepting),
-        })
+        let served = Arc::clone(&shared);
+        let listener = Listener::start(listen, move |connection, stopped| {
+            serve_connection(connection, &served, stopped)
+        })?;
+        Ok(Self { shared, listener })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.listener.address()
     }
 
     /// Requests answered so far.
@@ -100,22 +73,8 @@ impl Server {
     }
 
     /// Serves until the process ends.
-    pub fn wait(mut self) {
-        if let Some(accepting) = self.accepting.take() {
-            let _ = accepting.join();
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.shared.stopped.store(true, Ordering::Relaxed);
-        // One more connection wakes the thread that accepts them.
-        if TcpStream::connect(self.address).is_ok()
-            && let Some(accepting) = self.accepting.take()
-        {
-            let _ = accepting.join();
-        }
+    pub fn wait(self) {
+        self.listener.wait();
     }
 }
 
@@ -127,17 +86,20 @@ struct Request {
     close: bool,
 }
 
-fn serve_connection(connection: &TcpStream, shared: &Shared) -> std::io::Result<()> {
-    connection.set_read_timeout(Some(IDLE))?;
-    connection.set_nodelay(true)?;
+fn serve_connection(
+    connection: &TcpStream,
+    shared: &Shared,
+    stopped: &Stopped,
+) -> std::io::Result<()> {
     let mut reader = BufReader::new(connection);
     let mut writer = connection;
-    while !shared.stopped.load(Ordering::Relaxed) {
-        let Some(request) = read_request(&mut reader)? else {
+    while !stopped.is_set() {
+        let Some(head) = http::read_head(&mut reader)? else {
             return Ok(());
         };
+        let request = request_of(&head)?;
         shared.requests.fetch_add(1, Ordering::Relaxed);
-        let goes_on = answer(&mut writer, &request, shared)?;
+        let goes_on = answer(&mut writer, &request, shared, stopped)?;
         if !goes_on || request.close {
             return Ok(());
         }
@@ -145,49 +107,28 @@ fn serve_connection(connection: &TcpStream, shared: &Shared) -> std::io::Result<
     Ok(())
 }
 
-/// Reads a request's head; none when the client has closed.
-fn read_request(reader: &mut BufReader<&TcpStream>) -> std::io::Result<Option<Request>> {
-    let mut head = reader.take(MOST_HEAD);
-    let mut first = String::new();
-    if head.read_line(&mut first)? == 0 {
-        return Ok(None);
-    }
-    let malformed = || std::io::Error::from(ErrorKind::InvalidData);
-    let mut words = first.split_whitespace();
-    let method = words.next().ok_or_else(malformed)?;
-    let target = words.next().ok_or_else(malformed)?;
-    let mut request = Request {
-        head_only: match method {
+fn request_of(head: &Head) -> std::io::Result<Request> {
+    Ok(Request {
+        head_only: match head.method.as_str() {
             "GET" => false,
             "HEAD" => true,
-            _ => return Err(malformed()),
+            _ => return Err(http::malformed()),
         },
-        path: target.split('?').next().unwrap_or_default().to_owned(),
-        range: None,
-        close: false,
-    };
-    loop {
-        let mut line = String::new();
-        if head.read_line(&mut line)? == 0 {
-            return Err(malformed());
-        }
-        let line = line.trim_end();
-        if line.is_empty() {
-            return Ok(Some(request));
-        }
-        let (name, value) = line.split_once(':').ok_or_else(malformed)?;
-        match name.to_ascii_lowercase().as_str() {
-            "range" => request.range = Some(value.trim().to_owned()),
-            "connection" => request.close = value.trim().eq_ignore_ascii_case("close"),
-            _ => {}
-        }
-    }
+        path: head.path.clone(),
+        range: head.headers.get("range").cloned(),
+        close: head.closes(),
+    })
 }
 
 /// Answers a request; returns whether the connection can go on.
-fn answer(writer: &mut impl Write, request: &Request, shared: &Shared) -> std::io::Result<bool> {
+fn answer(
+    writer: &mut impl Write,
+    request: &Request,
+    shared: &Shared,
+    stopped: &Stopped,
+) -> std::io::Result<bool> {
     let Some(mut file) = open(&shared.folder, &request.path) else {
-        return status(writer, 404, "");
+        return http::status(writer, 404, "").map(|()| true);
     };
     let metadata = file.metadata()?;
     let size = metadata.len();
@@ -198,14 +139,17 @@ fn answer(writer: &mut impl Write, request: &Request, shared: &Shared) -> std::i
         } else {
             ""
         };
-        return status(writer, code, later);
+        return http::status(writer, code, later).map(|()| true);
     }
     let asked = match (&request.range, fault) {
         (None, _) | (_, Some(FaultKind::Whole)) => None,
-        (Some(text), _) => match parse_range(text, size) {
-            Some(range) => Some(range),
-            None => return status(writer, 416, &format!("Content-Range: bytes */{size}\r\n")),
-        },
+        (Some(text), _) => {
+            let Some(range) = parse_range(text, size) else {
+                let unsatisfied = format!("Content-Range: bytes */{size}\r\n");
+                return http::status(writer, 416, &unsatisfied).map(|()| true);
+            };
+            Some(range)
+        }
     };
     let (start, mut end) = asked.unwrap_or((0, size));
     if let Some(FaultKind::Short(bytes)) = fault {
@@ -233,7 +177,7 @@ fn answer(writer: &mut impl Write, request: &Request, shared: &Shared) -> std::i
         return Ok(true);
     }
     file.seek(SeekFrom::Start(start))?;
-    send(writer, &mut file, length, fault, shared)
+    send(writer, &mut file, length, fault, (shared, stopped))
 }
 
 /// The fault that happens to a request: only requests for bytes of a CAR file meet any.
@@ -255,7 +199,7 @@ fn send(
     file: &mut File,
     length: u64,
     fault: Option<FaultKind>,
-    shared: &Shared,
+    (shared, stopped): (&Shared, &Stopped),
 ) -> std::io::Result<bool> {
     let until = match fault {
         Some(FaultKind::CloseAfter(bytes)) => bytes.min(length),
@@ -279,22 +223,9 @@ fn send(
         }
     }
     if fault == Some(FaultKind::Stall) {
-        let tick = Duration::from_millis(100);
-        let mut held = Duration::ZERO;
-        while held < IDLE && !shared.stopped.load(Ordering::Relaxed) {
-            std::thread::sleep(tick);
-            held += tick;
-        }
+        stopped.hold(http::IDLE);
     }
     Ok(sent == length)
-}
-
-fn status(writer: &mut impl Write, code: u16, headers: &str) -> std::io::Result<bool> {
-    write!(
-        writer,
-        "HTTP/1.1 {code} -\r\nContent-Length: 0\r\n{headers}\r\n"
-    )?;
-    Ok(true)
 }
 
 /// Opens the file of a path, if it is one inside the folder.

@@ -89,9 +89,7 @@ pub(crate) fn encode(transaction: &Transaction, keys: &Keys, blockhash: &[u8; 32
     if transaction.lookups.is_some() {
         bytes.push(0x80);
     }
-    let unsigned = keys.statics.len() - signers;
-    let readonly = transaction.calls.len().min(unsigned) as u8;
-    bytes.extend([signers as u8, 0, readonly]);
+    bytes.extend(header(transaction, keys));
     compact(&mut bytes, keys.statics.len());
     keys.statics.iter().for_each(|key| bytes.extend(key));
     bytes.extend(blockhash);
@@ -114,6 +112,14 @@ pub(crate) fn encode(transaction: &Transaction, keys: &Keys, blockhash: &[u8; 32
         }
     }
     bytes
+}
+
+/// The message's header: signers, and readonly keys among them and among the others.
+pub(crate) fn header(transaction: &Transaction, keys: &Keys) -> [u8; 3] {
+    let signers = 1 + transaction.cosigners.len();
+    let unsigned = keys.statics.len() - signers;
+    let readonly = transaction.calls.len().min(unsigned) as u8;
+    [signers as u8, 0, readonly]
 }
 
 /// Solana's compact-u16: LEB128 of at most 16 bits.

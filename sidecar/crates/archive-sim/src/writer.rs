@@ -30,7 +30,7 @@ pub fn write(folder: &Path, plan: &Plan) -> Result<Summary, SimError> {
         write_program(&folder.join("programs"), name, idl, slots, Some("demo"))?;
     }
     let mut parent = plan.from_slot - 1;
-    let mut height = 1_000_000;
+    let mut height = chain::FIRST_HEIGHT;
     for number in plan.from_slot / SLOTS_PER_EPOCH..=(plan.to_slot - 1) / SLOTS_PER_EPOCH {
         let mut epoch = Epoch::create(folder, number)?;
         let first = (number * SLOTS_PER_EPOCH).max(plan.from_slot);
@@ -176,13 +176,11 @@ fn write_transaction(
         keys: &keys,
         outcome: &outcome,
     })?;
-    let sent = wire::encode(transaction, &keys, &block.random.random());
+    let landing = chain::landing(plan, slot, index, keys.count());
+    let sent = wire::encode(transaction, &keys, &landing.blockhash);
     let mut meta = Vec::new();
     if transaction.has_metadata {
-        let balances: Vec<u64> = (0..keys.count())
-            .map(|_| block.random.random_range(0..10_000_000_000))
-            .collect();
-        meta = metadata::encode(&outcome, &keys, &balances);
+        meta = metadata::encode(&outcome, &keys, &landing.balances);
         if block.random.random_range(0..100) == 0 {
             truth.count("uncompressed_metadata", slot, 1);
         } else {
