@@ -28,7 +28,7 @@ ARROW_STREAM = "application/vnd.apache.arrow.stream"
 PASSING_CODES = frozenset(
     {
         *("early_eof", "fetch_failed", "io", "object_changed"),
-        *("internal", "job_running", "shutting_down", "stalled", "too_many_jobs", "unreachable"),
+        *("internal", "job_running", "memory_short", "shutting_down", "stalled", "too_many_jobs", "unreachable"),
         "records_differ",
     }
 )

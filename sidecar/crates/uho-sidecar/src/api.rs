@@ -1,10 +1,10 @@
 //! The routes: what is asked, who may ask it, and what answers.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequest as _, Path, Query, Request, State};
 use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn_with_state};
@@ -15,12 +15,16 @@ use serde_json::{Value, json};
 
 use crate::encoder::Format;
 use crate::error::ApiError;
+use crate::memory::resident_bytes;
+use crate::metrics;
 use crate::request::{BackfillRequest, Fault};
 use crate::service::Service;
 use crate::stream::{self, StreamOptions};
 
 /// A request for 64 programs has about 3 KiB.
 const BODY_BYTES_AT_MOST: usize = 64 << 10;
+/// A body has a few KiB: longer than this takes nobody who means well.
+const BODY_WITHIN: Duration = Duration::from_secs(10);
 const JOB_ID: HeaderName = HeaderName::from_static("uho-job-id");
 
 /// The whole service as a router; needs no socket.
@@ -29,6 +33,7 @@ pub fn app(service: Service) -> Router {
         .route("/backfill", post(backfill))
         .route("/backfill/{id}", delete(cancel))
         .route("/archives/{network}/tip", get(tip))
+        .route("/metrics", get(scrape))
         .layer(from_fn_with_state(service.clone(), authorize));
     Router::new()
         .route("/health", get(health))
@@ -57,31 +62,54 @@ async fn authorize(
     Ok(next.run(request).await)
 }
 
-async fn backfill(
-    State(service): State<Service>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+async fn backfill(State(service): State<Service>, request: Request) -> Result<Response, ApiError> {
+    let headers = request.headers().clone();
+    let begun = match read_body(request).await {
+        Ok(body) => start_backfill(&service, &headers, &body),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = &begun {
+        service.metrics().add_refused(error.code());
+    }
+    begun
+}
+
+/// A request's body, if it comes whole, in time, and is not too large.
+async fn read_body(request: Request) -> Result<Bytes, ApiError> {
+    tokio::time::timeout(BODY_WITHIN, Bytes::from_request(request, &()))
+        .await
+        .map_err(|_| ApiError::BodyTimeout(BODY_WITHIN.as_secs()))?
+        .map_err(|rejection| ApiError::Body(rejection.status(), rejection.body_text()))
+}
+
+fn start_backfill(
+    service: &Service,
+    headers: &HeaderMap,
+    body: &[u8],
 ) -> Result<Response, ApiError> {
-    let body =
-        body.map_err(|rejection| ApiError::Body(rejection.status(), rejection.body_text()))?;
     let accept = headers
         .get(ACCEPT)
         .map(|value| value.to_str().unwrap_or("?"));
     let format = Format::negotiate(accept).ok_or(ApiError::NotAcceptable)?;
-    let request = BackfillRequest::parse(&body, &service.networks())?;
+    let request = BackfillRequest::parse(body, &service.networks(), service.slots_at_most())?;
     let archive = service
         .archive(&request.network)
         .cloned()
         .ok_or_else(|| ApiError::NotFound("no such network".to_owned()))?;
     let job_id = HeaderValue::from_str(&request.job_id)
         .map_err(|error| ApiError::Internal(error.to_string()))?;
+    service
+        .breaker()
+        .check(resident_bytes())
+        .map_err(ApiError::MemoryShort)?;
     let job = service
         .jobs()
-        .start(&request.job_id)
+        .start(&request.job_id, request.range.start)
         .map_err(|refusal| ApiError::refused(refusal, &request.job_id))?;
     let options = StreamOptions {
         format,
         farewell: service.farewell(),
+        metrics: service.metrics().clone(),
     };
     let scan = archive.scan(stream::scan_request(&request));
     let body = stream::start(scan, request, job, options);
@@ -123,20 +151,22 @@ async fn tip(
     Ok(Json(json!({"tipSlot": tip})))
 }
 
+async fn scrape(State(service): State<Service>) -> Result<Response, ApiError> {
+    let text = service
+        .metrics()
+        .text(service.jobs(), service.breaker())
+        .map_err(|error| ApiError::Internal(error.to_string()))?;
+    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+}
+
 async fn health(State(service): State<Service>) -> Json<Value> {
+    let resident = resident_bytes();
     Json(json!({
         "status": "ok",
         "activeJobs": service.active_jobs(),
-        "memoryMb": resident_megabytes(),
+        "acceptingJobs": service.breaker().check(resident).is_ok(),
+        // Megabytes of 10⁶ bytes.
+        "memoryMb": resident.map(|bytes| bytes / 1_000_000),
         "uptimeSeconds": service.uptime().as_secs(),
     }))
-}
-
-/// Resident memory in megabytes (10⁶ bytes); none where the system does not tell.
-fn resident_megabytes() -> Option<u64> {
-    // A kernel file in memory: reading it never waits for a disk.
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-    let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kibibytes * 1024 / 1_000_000)
 }

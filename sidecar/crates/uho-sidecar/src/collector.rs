@@ -82,6 +82,7 @@ pub(crate) struct Collector {
     /// For each row of the builder, whose record it is.
     row_programs: Vec<u16>,
     lines: Vec<u8>,
+    last_slot: Option<u64>,
     sent: Vec<Sent>,
     oddities: Oddities,
 }
@@ -97,6 +98,7 @@ impl Collector {
             builder: RecordBatchBuilder::new(),
             row_programs: Vec::new(),
             lines: Vec::new(),
+            last_slot: None,
             oddities: Oddities::default(),
         }
     }
@@ -111,7 +113,18 @@ impl Collector {
         for transaction in &block.matches {
             self.add_transaction(block, transaction)?;
         }
+        self.last_slot = Some(block.slot);
         Ok(())
+    }
+
+    /// Records that wait for the next flush.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.builder.rows() as u64
+    }
+
+    /// The slot of the last block that was added.
+    pub(crate) fn last_slot(&self) -> Option<u64> {
+        self.last_slot
     }
 
     /// Whether enough has gathered to be sent.

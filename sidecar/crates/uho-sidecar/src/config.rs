@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 
+use crate::memory::control_group_limit;
 use crate::service::{Secret, ServiceOptions};
 
 /// Streams the records of Solana programs from the Old Faithful archive, with a certificate that they
@@ -48,6 +49,13 @@ pub struct ServeArguments {
     /// Mebibytes per range request
     #[arg(long, env = "UHO_SIDECAR_SEGMENT_MEBIBYTES", value_parser = clap::value_parser!(u32).range(1..=512))]
     pub segment_mebibytes: Option<u32>,
+    /// Slots one backfill may ask for; longer ranges are refused with 400
+    #[arg(long, env = "UHO_SIDECAR_MAX_SLOTS", default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_slots: u64,
+    /// Mebibytes of memory this process may hold: above 80 % of it new backfills are refused with 503, until it holds
+    /// 70 % or less. Without it, the limit of the process's control group, if there is one
+    #[arg(long, env = "UHO_SIDECAR_MEMORY_LIMIT_MEBIBYTES", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    pub memory_limit_mebibytes: Option<u64>,
     /// The bearer secret itself. Only as a variable: arguments can be seen by other users of the machine
     #[arg(skip = std::env::var("UHO_SIDECAR_SECRET").ok())]
     secret: Option<String>,
@@ -105,6 +113,11 @@ impl ServeArguments {
             secret,
             max_jobs: self.max_jobs as usize,
             connections: self.connections.map(|connections| connections as usize),
+            slots_at_most: self.max_slots,
+            memory_limit: self
+                .memory_limit_mebibytes
+                .map(|mebibytes| mebibytes << 20)
+                .or_else(control_group_limit),
             segment_bytes: self.segment_mebibytes.map(|size| u64::from(size) << 20),
             ..ServiceOptions::default()
         })

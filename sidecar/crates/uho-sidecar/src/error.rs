@@ -8,10 +8,11 @@ use old_faithful::ArchiveError;
 use serde_json::json;
 
 use crate::jobs::Refusal;
+use crate::memory::MemoryShort;
 use crate::redact::redact;
 use crate::request::Fault;
 
-/// Seconds after which a client that found every place taken may try again.
+/// Seconds after which a client may try again that found every place taken, or memory short.
 const RETRY_AFTER_SECONDS: &str = "5";
 
 /// A request that was not served.
@@ -41,6 +42,16 @@ pub(crate) enum ApiError {
     /// As many jobs as allowed are under way.
     #[error("{0} backfills are under way, as many as allowed; try again when one has ended")]
     TooManyJobs(usize),
+    /// The circuit breaker is open.
+    #[error(
+        "the sidecar holds {} MiB of the {} MiB it may, and takes no new jobs until it holds less; those under way go \
+         on. If that lasts while nothing runs, raise --memory-limit-mebibytes or start it again",
+        .0.resident >> 20, .0.limit >> 20
+    )]
+    MemoryShort(MemoryShort),
+    /// The body did not come in time.
+    #[error("body: it did not come within {0} seconds")]
+    BodyTimeout(u64),
     /// The process is ending.
     #[error("the sidecar is shutting down")]
     ShuttingDown,
@@ -71,13 +82,15 @@ impl ApiError {
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::JobRunning(_) => StatusCode::CONFLICT,
             Self::TooManyJobs(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ShuttingDown | Self::MemoryShort(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Archive(_) => StatusCode::BAD_GATEWAY,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    fn code(&self) -> &'static str {
+    /// A stable name of the refusal, for machines.
+    pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "invalid_request",
             Self::Body(StatusCode::PAYLOAD_TOO_LARGE, _) => "body_too_large",
@@ -89,6 +102,8 @@ impl ApiError {
             Self::JobRunning(_) => "job_running",
             Self::TooManyJobs(_) => "too_many_jobs",
             Self::ShuttingDown => "shutting_down",
+            Self::MemoryShort(_) => "memory_short",
+            Self::BodyTimeout(_) => "body_timeout",
             Self::Archive(error) => error.code(),
             Self::Internal(_) => "internal",
         }
@@ -102,7 +117,7 @@ impl IntoResponse for ApiError {
         tracing::info!(status = self.status().as_u16(), code = self.code(), %message, "request refused");
         let body = json!({ "code": self.code(), "message": message });
         let mut response = (self.status(), Json(body)).into_response();
-        if matches!(self, Self::TooManyJobs(_)) {
+        if matches!(self, Self::TooManyJobs(_) | Self::MemoryShort(_)) {
             response
                 .headers_mut()
                 .insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::progress::Progress;
+
 /// Why a job stopped before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CancelReason {
@@ -38,7 +40,7 @@ pub(crate) struct Jobs {
 
 #[derive(Default)]
 struct State {
-    running: HashMap<String, Cancel>,
+    running: HashMap<String, (Cancel, Arc<Progress>)>,
     shutting_down: bool,
 }
 
@@ -74,6 +76,8 @@ pub(crate) struct Job {
     pub(crate) id: String,
     /// Its cancellation.
     pub(crate) cancel: Cancel,
+    /// How far it is.
+    pub(crate) progress: Arc<Progress>,
     state: Arc<Mutex<State>>,
 }
 
@@ -91,8 +95,8 @@ impl Jobs {
         }
     }
 
-    /// Takes a place for a job, or says why there is none.
-    pub(crate) fn start(&self, id: &str) -> Result<Job, Refusal> {
+    /// Takes a place for a job that reads from `start_slot` on, or says why there is none.
+    pub(crate) fn start(&self, id: &str, start_slot: u64) -> Result<Job, Refusal> {
         let mut state = lock(&self.state);
         if state.shutting_down {
             return Err(Refusal::ShuttingDown);
@@ -104,10 +108,13 @@ impl Jobs {
             return Err(Refusal::Full { limit: self.limit });
         }
         let cancel = Cancel::default();
-        state.running.insert(id.to_owned(), cancel.clone());
+        let progress = Arc::new(Progress::new(start_slot));
+        let running = (cancel.clone(), Arc::clone(&progress));
+        state.running.insert(id.to_owned(), running);
         Ok(Job {
             id: id.to_owned(),
             cancel,
+            progress,
             state: Arc::clone(&self.state),
         })
     }
@@ -116,7 +123,7 @@ impl Jobs {
     pub(crate) fn cancel(&self, id: &str) -> bool {
         let cancel = lock(&self.state).running.get(id).cloned();
         cancel
-            .map(|cancel| cancel.cancel(CancelReason::Requested))
+            .map(|(cancel, _)| cancel.cancel(CancelReason::Requested))
             .is_some()
     }
 
@@ -124,9 +131,23 @@ impl Jobs {
     pub(crate) fn shut_down(&self) {
         let mut state = lock(&self.state);
         state.shutting_down = true;
-        for cancel in state.running.values() {
+        for (cancel, _) in state.running.values() {
             cancel.cancel(CancelReason::ShuttingDown);
         }
+    }
+
+    /// Whether the process is ending.
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        lock(&self.state).shutting_down
+    }
+
+    /// How far each job under way is, and whether it was told to stop.
+    pub(crate) fn progress(&self) -> Vec<(Arc<Progress>, bool)> {
+        let state = lock(&self.state);
+        let running = state.running.values();
+        running
+            .map(|(cancel, progress)| (Arc::clone(progress), cancel.reason().is_some()))
+            .collect()
     }
 
     /// How many jobs are under way.
@@ -147,23 +168,26 @@ mod tests {
     #[test]
     fn places_are_limited_and_freed_by_dropping() {
         let jobs = Jobs::new(2);
-        let first = jobs.start("a").ok().unwrap();
-        let _second = jobs.start("b").ok().unwrap();
-        assert_eq!(jobs.start("a").err(), Some(Refusal::Running));
-        assert_eq!(jobs.start("c").err(), Some(Refusal::Full { limit: 2 }));
+        let first = jobs.start("a", 0).ok().unwrap();
+        let _second = jobs.start("b", 0).ok().unwrap();
+        assert_eq!(jobs.start("a", 0).err(), Some(Refusal::Running));
+        assert_eq!(jobs.start("c", 0).err(), Some(Refusal::Full { limit: 2 }));
         drop(first);
-        assert!(jobs.start("c").is_ok());
+        assert!(jobs.start("c", 0).is_ok());
     }
 
     #[test]
     fn the_first_reason_stands_and_shutdown_refuses_newcomers() {
         let jobs = Jobs::new(4);
-        let (deleted, other) = (jobs.start("a").ok().unwrap(), jobs.start("b").ok().unwrap());
+        let (deleted, other) = (
+            jobs.start("a", 0).ok().unwrap(),
+            jobs.start("b", 0).ok().unwrap(),
+        );
         assert!(jobs.cancel("a"));
         assert!(!jobs.cancel("nobody"));
         jobs.shut_down();
         assert_eq!(deleted.cancel.reason(), Some(CancelReason::Requested));
         assert_eq!(other.cancel.reason(), Some(CancelReason::ShuttingDown));
-        assert_eq!(jobs.start("c").err(), Some(Refusal::ShuttingDown));
+        assert_eq!(jobs.start("c", 0).err(), Some(Refusal::ShuttingDown));
     }
 }

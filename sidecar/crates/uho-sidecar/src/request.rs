@@ -69,8 +69,8 @@ pub(crate) struct BackfillRequest {
 }
 
 impl BackfillRequest {
-    /// Reads a request body; `networks` are the names served here.
-    pub(crate) fn parse(body: &[u8], networks: &[&str]) -> Result<Self, Fault> {
+    /// Reads a request body; `networks` are the names served here, `slots_at_most` is how long a range may be.
+    pub(crate) fn parse(body: &[u8], networks: &[&str], slots_at_most: u64) -> Result<Self, Fault> {
         let value: Value = serde_json::from_slice(body)
             .map_err(|error| Fault::new("body", format!("expected JSON, {error}")))?;
         let Value::Object(fields) = value else {
@@ -86,13 +86,15 @@ impl BackfillRequest {
                 format!("unknown field; known are {}", FIELDS.join(", ")),
             ));
         }
-        let start = required(integer(&fields, "startSlot")?, "startSlot")?;
-        let end = required(integer(&fields, "endSlot")?, "endSlot")?;
-        if end > SLOT_AT_MOST {
-            return Err(Fault::new("endSlot", "must be at most 2^53"));
-        }
-        if start >= end {
-            return Err(Fault::new("startSlot", "must be below endSlot"));
+        let range = range(&fields)?;
+        if range.end - range.start > slots_at_most {
+            return Err(Fault::new(
+                "endSlot",
+                format!(
+                    "a backfill reads at most {slots_at_most} slots here, this range has {}; ask for it in parts",
+                    range.end - range.start
+                ),
+            ));
         }
         let checkpoint_slots = integer(&fields, "checkpointSlots")?.unwrap_or(CHECKPOINT_SLOTS);
         if !(1..=SLOTS_PER_EPOCH).contains(&checkpoint_slots) {
@@ -104,13 +106,25 @@ impl BackfillRequest {
         Ok(Self {
             network: network(&fields, networks)?,
             programs: programs(&fields)?,
-            range: SlotRange { start, end },
+            range,
             include_failed: boolean(&fields, "includeFailed")?.unwrap_or(false),
             job_id: job_id(&fields)?,
             checkpoint_slots,
             verify: verify(&fields)?,
         })
     }
+}
+
+fn range(fields: &Map<String, Value>) -> Result<SlotRange, Fault> {
+    let start = required(integer(fields, "startSlot")?, "startSlot")?;
+    let end = required(integer(fields, "endSlot")?, "endSlot")?;
+    if end > SLOT_AT_MOST {
+        return Err(Fault::new("endSlot", "must be at most 2^53"));
+    }
+    if start >= end {
+        return Err(Fault::new("startSlot", "must be below endSlot"));
+    }
+    Ok(SlotRange { start, end })
 }
 
 fn network(fields: &Map<String, Value>, networks: &[&str]) -> Result<String, Fault> {
@@ -286,7 +300,7 @@ mod tests {
         for (name, value) in changes.as_object().unwrap() {
             body[name] = value.clone();
         }
-        BackfillRequest::parse(body.to_string().as_bytes(), &["mainnet", "sim"])
+        BackfillRequest::parse(body.to_string().as_bytes(), &["mainnet", "sim"], 1_000)
             .map_err(|fault| fault.to_string())
     }
 
@@ -356,6 +370,10 @@ mod tests {
                 "endSlot: must be at most 2^53",
             ),
             (
+                json!({"endSlot": 1_011}),
+                "endSlot: a backfill reads at most 1000 slots here, this range has 1001; ask for it in parts",
+            ),
+            (
                 json!({"includeFailed": "yes"}),
                 "includeFailed: expected true or false, got text",
             ),
@@ -387,10 +405,10 @@ mod tests {
             unknown.starts_with("includeFaild: unknown field; known are network,"),
             "{unknown}"
         );
-        let array = BackfillRequest::parse(b"[]", &["mainnet"]).unwrap_err();
+        let array = BackfillRequest::parse(b"[]", &["mainnet"], 1).unwrap_err();
         assert_eq!(array.to_string(), "body: expected an object, got an array");
         assert!(
-            BackfillRequest::parse(b"{", &["mainnet"])
+            BackfillRequest::parse(b"{", &["mainnet"], 1)
                 .unwrap_err()
                 .to_string()
                 .starts_with("body: expected JSON")
@@ -407,7 +425,7 @@ mod tests {
         assert_eq!(request.job_id.len(), 36);
         let body = json!({"programId": PROGRAM, "startSlot": 0, "endSlot": 1}).to_string();
         assert_eq!(
-            BackfillRequest::parse(body.as_bytes(), &["only"])
+            BackfillRequest::parse(body.as_bytes(), &["only"], 1)
                 .unwrap()
                 .network,
             "only"

@@ -1,13 +1,16 @@
-//! The service behind a socket: listening, signals, and an end that leaves no reader guessing.
+//! The service behind a socket: what is accepted for how long, and the signals that end it.
 
-use std::future::IntoFuture as _;
 use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::serve::ListenerExt as _;
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::app;
@@ -15,6 +18,14 @@ use crate::service::Service;
 
 /// After a signal the process is gone within this, even when a reader takes nothing any more.
 const LAST_WORDS: Duration = Duration::from_secs(4);
+/// A connection whose next request's head has not come whole by then is closed, idle ones too.
+const HEAD_WITHIN: Duration = Duration::from_secs(15);
+/// Header fields a request may have.
+const HEADERS_AT_MOST: usize = 64;
+/// Bytes that a request's head may have; the least that the HTTP library takes.
+const HEAD_BYTES_AT_MOST: usize = 8 << 10;
+/// After a connection could not be accepted, for want of file descriptors say, the next is tried this later.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until SIGTERM or SIGINT. Prints one JSON line with the address to standard output once it
 /// listens, so that whoever started it on port 0 knows the port.
@@ -32,25 +43,51 @@ pub async fn serve(service: Service, listen: &str) -> anyhow::Result<()> {
     }
     tracing::info!(%address, "listening");
 
-    // A checkpoint is a small write that somebody waits for.
-    let listener = listener.tap_io(|socket| {
-        let _ = socket.set_nodelay(true);
-    });
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = axum::serve(listener, app(service.clone())).with_graceful_shutdown(async {
-        let _ = stopped.await;
-    });
-    let mut server = tokio::spawn(server.into_future());
-    tokio::select! {
-        ended = &mut server => return Ok(ended??),
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let router = app(service.clone());
+    let connections = GracefulShutdown::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((socket, _)) => hold(socket, &router, &connections),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
     }
+    drop(listener);
     tracing::info!(active_jobs = service.active_jobs(), "shutting down");
     service.shut_down();
-    let _ = stop.send(());
-    if tokio::time::timeout(LAST_WORDS, server).await.is_err() {
+    if tokio::time::timeout(LAST_WORDS, connections.shutdown())
+        .await
+        .is_err()
+    {
         tracing::warn!("a reader took too long; its stream ends without a last record");
     }
     Ok(())
+}
+
+/// Answers a connection's requests until it ends.
+fn hold(socket: TcpStream, router: &Router, connections: &GracefulShutdown) {
+    // A checkpoint is a small write that somebody waits for.
+    let _ = socket.set_nodelay(true);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .max_headers(HEADERS_AT_MOST)
+        .max_buf_size(HEAD_BYTES_AT_MOST)
+        .serve_connection(
+            TokioIo::new(socket),
+            TowerToHyperService::new(router.clone()),
+        );
+    let watched = connections.watch(connection);
+    tokio::spawn(async move {
+        // Clients leave in the middle of answers; that ends their job, and is nothing to report.
+        if let Err(error) = watched.await {
+            tracing::debug!(%error, "a connection broke");
+        }
+    });
 }

@@ -9,6 +9,8 @@ use old_faithful::{Archive, ArchiveError, ArchiveOptions};
 use subtle::ConstantTimeEq as _;
 
 use crate::jobs::Jobs;
+use crate::memory::Breaker;
+use crate::metrics::Metrics;
 
 /// What a service is made of; every value has a default that suits one machine.
 #[derive(Debug)]
@@ -23,6 +25,10 @@ pub struct ServiceOptions {
     pub connections: Option<usize>,
     /// Bytes per range request; the reader's own choice when none.
     pub segment_bytes: Option<u64>,
+    /// Slots one backfill may ask for.
+    pub slots_at_most: u64,
+    /// Resident memory that this process may hold, in bytes; above 80 % of it new jobs are refused. None: no limit.
+    pub memory_limit: Option<u64>,
     /// How long a stream that was cancelled waits for its reader to take the last record.
     pub farewell: Duration,
 }
@@ -35,6 +41,8 @@ impl Default for ServiceOptions {
             max_jobs: 2,
             connections: None,
             segment_bytes: None,
+            slots_at_most: 10_000_000,
+            memory_limit: None,
             farewell: Duration::from_secs(3),
         }
     }
@@ -70,6 +78,9 @@ struct Shared {
     archives: BTreeMap<String, Archive>,
     secret: Option<Secret>,
     jobs: Jobs,
+    breaker: Breaker,
+    metrics: Metrics,
+    slots_at_most: u64,
     farewell: Duration,
     started: Instant,
 }
@@ -94,6 +105,9 @@ impl Service {
             archives,
             secret: options.secret,
             jobs: Jobs::new(options.max_jobs),
+            breaker: Breaker::new(options.memory_limit),
+            metrics: Metrics::new(),
+            slots_at_most: options.slots_at_most,
             farewell: options.farewell,
             started: Instant::now(),
         })))
@@ -115,6 +129,18 @@ impl Service {
 
     pub(crate) fn jobs(&self) -> &Jobs {
         &self.0.jobs
+    }
+
+    pub(crate) fn breaker(&self) -> &Breaker {
+        &self.0.breaker
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    pub(crate) fn slots_at_most(&self) -> u64 {
+        self.0.slots_at_most
     }
 
     pub(crate) fn farewell(&self) -> Duration {

@@ -6,7 +6,8 @@
 //! worker, a panic included, the reader gets a last record that says so.
 
 use std::pin::pin;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -19,7 +20,9 @@ use tokio::sync::mpsc;
 use crate::collector::Collector;
 use crate::encoder::{EncodeError, Format, Kind};
 use crate::jobs::{Cancel, CancelReason, Job};
+use crate::metrics::Metrics;
 use crate::ndjson::base58;
+use crate::progress::Progress;
 use crate::proof::{Broken, Proof};
 use crate::redact::redact;
 use crate::request::BackfillRequest;
@@ -75,12 +78,14 @@ impl From<CancelReason> for Failure {
 pub(crate) type Scanned = Result<ScanEvent, ArchiveError>;
 
 /// What a stream is told beside its scan.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub(crate) struct StreamOptions {
     /// The form the client asked for.
     pub(crate) format: Format,
     /// How long the last record waits for its reader at shutdown.
     pub(crate) farewell: Duration,
+    /// Where what was read and sent is counted.
+    pub(crate) metrics: Metrics,
 }
 
 /// What the reader asked of the archive for a request.
@@ -99,11 +104,18 @@ where
     S: Stream<Item = Scanned> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(MESSAGES_AHEAD);
+    let counted = (Arc::clone(&job.progress), options.metrics.clone());
     tokio::spawn(supervise(scan, request, job, options, sender));
-    Body::from_stream(stream::unfold(receiver, async |mut receiver| {
-        let message: Bytes = receiver.recv().await?;
-        Some((Ok::<_, std::convert::Infallible>(message), receiver))
-    }))
+    Body::from_stream(stream::unfold(
+        (receiver, counted),
+        async |(mut receiver, (progress, metrics))| {
+            let message: Bytes = receiver.recv().await?;
+            progress.taken();
+            metrics.add_sent(message.len());
+            let message = Ok::<_, std::convert::Infallible>(message);
+            Some((message, (receiver, (progress, metrics))))
+        },
+    ))
 }
 
 async fn supervise<S>(
@@ -115,7 +127,6 @@ async fn supervise<S>(
 ) where
     S: Stream<Item = Scanned> + Send + 'static,
 {
-    let begun = Instant::now();
     let format = options.format;
     tracing::info!(
         job = job.id,
@@ -126,27 +137,40 @@ async fn supervise<S>(
         ?format,
         "backfill started"
     );
-    let outcome = match announce(&request, format, &sender).await {
+    let outcome = match announce(&request, format, &job.progress, &sender).await {
         Ok(()) => {
-            let (cancel, messages) = (job.cancel.clone(), sender.clone());
+            let outlet = Outlet {
+                cancel: job.cancel.clone(),
+                progress: Arc::clone(&job.progress),
+                metrics: options.metrics.clone(),
+                sender: sender.clone(),
+            };
             let runtime = Handle::current();
             tokio::task::spawn_blocking(move || {
-                runtime.block_on(run(scan, request, format, &cancel, &messages))
+                runtime.block_on(run(scan, request, format, &outlet))
             })
             .await
             .unwrap_or(Err(Failure::Worker))
         }
         Err(failure) => Err(failure),
     };
-    let seconds = begun.elapsed().as_secs_f64();
+    let seconds = job.progress.seconds();
     match outcome {
-        Ok(records) => tracing::info!(job = job.id, records, seconds, "backfill done"),
+        Ok(records) => {
+            tracing::info!(job = job.id, records, seconds, "backfill done");
+            options.metrics.add_ended("done", seconds);
+        }
         Err(failure) => {
             let text = failure.to_string();
             let message = redact(&text);
             let code = failure.code();
-            tracing::warn!(job = job.id, code, %message, seconds, "backfill ended without done");
-            send_error(&failure, &message, options, &job.cancel, &sender).await;
+            let sent = job.progress.sent();
+            tracing::warn!(
+                job = job.id, code, %message, seconds, checkpoint_slot = sent.checkpoint_slot, records = sent.records,
+                "backfill ended without done"
+            );
+            options.metrics.add_ended(code, seconds);
+            send_error(&failure, &message, &options, &job, &sender).await;
         }
     }
     // The job's place is free from here on.
@@ -156,6 +180,7 @@ async fn supervise<S>(
 async fn announce(
     request: &BackfillRequest,
     format: Format,
+    progress: &Progress,
     sender: &mpsc::Sender<Bytes>,
 ) -> Result<(), Failure> {
     let programs: Vec<String> = request.programs.iter().map(base58).collect();
@@ -164,28 +189,89 @@ async fn announce(
         "startSlot": request.range.start, "endSlot": request.range.end,
     });
     let opening = [format.opening()?, format.control(Kind::Started, &control)?].concat();
+    progress.queued();
     sender
         .send(opening.into())
         .await
         .map_err(|_| Failure::ReaderGone)
 }
 
+/// Ends a stream that failed: why, and what its reader has.
 async fn send_error(
     failure: &Failure,
     message: &str,
-    options: StreamOptions,
-    cancel: &Cancel,
+    options: &StreamOptions,
+    job: &Job,
     sender: &mpsc::Sender<Bytes>,
 ) {
-    let control = json!({"type": "error", "code": failure.code(), "message": message});
+    let control = json!({
+        "type": "error", "code": failure.code(), "message": message, "sent": job.progress.sent(),
+    });
     let Ok(last) = options.format.control(Kind::Error, &control) else {
         return; // Without the record the stream still ends without `done`.
     };
-    let patience = match cancel.reason() {
+    let patience = match job.cancel.reason() {
         Some(CancelReason::ShuttingDown) => options.farewell,
         _ => PATIENCE,
     };
-    let _ = tokio::time::timeout(patience, sender.send(last)).await;
+    let _ = tokio::time::timeout(patience, async {
+        let place = sender.reserve().await.ok()?;
+        job.progress.queued();
+        place.send(last);
+        Some(())
+    })
+    .await;
+}
+
+/// Where a worker's messages go, and where it says how far it is.
+struct Outlet {
+    cancel: Cancel,
+    progress: Arc<Progress>,
+    metrics: Metrics,
+    sender: mpsc::Sender<Bytes>,
+}
+
+impl Outlet {
+    /// Sends a message unless the job is cancelled or its reader gone while the channel is full.
+    async fn send(&self, message: Bytes) -> Result<(), Failure> {
+        if message.is_empty() {
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            reason = self.cancel.cancelled() => Err(reason.into()),
+            place = self.sender.reserve() => {
+                let place = place.map_err(|_| Failure::ReaderGone)?;
+                self.progress.queued();
+                place.send(message);
+                Ok(())
+            }
+        }
+    }
+
+    /// Sends what the collector holds, all of it whole blocks.
+    async fn flush(&self, collector: &mut Collector) -> Result<(), Failure> {
+        let (records, last_slot) = (collector.waiting(), collector.last_slot());
+        self.send(collector.flush()?).await?;
+        self.progress.add_records(records, last_slot);
+        Ok(())
+    }
+
+    /// Hands over what the collector holds although the job was told to stop; what a reader that takes nothing has no
+    /// room for is dropped, and not counted as sent.
+    fn flush_at_once(&self, collector: &mut Collector) -> Result<(), Failure> {
+        let (records, last_slot) = (collector.waiting(), collector.last_slot());
+        let message = collector.flush()?;
+        if message.is_empty() {
+            return Ok(());
+        }
+        if let Ok(place) = self.sender.try_reserve() {
+            self.progress.queued();
+            place.send(message);
+            self.progress.add_records(records, last_slot);
+        }
+        Ok(())
+    }
 }
 
 /// Reads the range and sends it. Returns the number of records sent, after `done`.
@@ -193,8 +279,7 @@ async fn run<S>(
     scan: S,
     request: BackfillRequest,
     format: Format,
-    cancel: &Cancel,
-    sender: &mpsc::Sender<Bytes>,
+    outlet: &Outlet,
 ) -> Result<u64, Failure>
 where
     S: Stream<Item = Scanned>,
@@ -205,35 +290,42 @@ where
     loop {
         let event = tokio::select! {
             biased;
-            reason = cancel.cancelled() => return Err(reason.into()),
-            () = sender.closed() => return Err(Failure::ReaderGone),
+            reason = outlet.cancel.cancelled() => {
+                outlet.flush_at_once(&mut collector)?;
+                return Err(reason.into());
+            }
+            () = outlet.sender.closed() => return Err(Failure::ReaderGone),
             event = scan.next() => event,
         };
         match event {
             Some(Ok(ScanEvent::Block(block))) => {
                 collector.add(&block)?;
                 if collector.is_full() {
-                    send(collector.flush()?, cancel, sender).await?;
+                    outlet.flush(&mut collector).await?;
                 }
             }
             Some(Ok(ScanEvent::Checkpoint {
                 slot,
                 mut certificate,
             })) => {
-                send(collector.flush()?, cancel, sender).await?;
+                outlet.flush(&mut collector).await?;
                 let oddities = collector.certify(&mut certificate);
                 let control = json!({
                     "type": "checkpoint", "slot": slot, "certificate": certificate, "oddities": oddities,
                 });
+                outlet
+                    .send(format.control(Kind::Checkpoint, &control)?)
+                    .await?;
+                outlet.progress.add_stretch(slot, &certificate);
+                outlet.metrics.add_stretch(&request.network, &certificate);
                 proof.add(certificate, &oddities)?;
-                send(format.control(Kind::Checkpoint, &control)?, cancel, sender).await?;
             }
             Some(Ok(ScanEvent::Done { certificate })) => {
                 let concluded = proof.conclude(certificate, collector.programs())?;
                 let control = json!({
                     "type": "done", "certificate": concluded.certificate, "oddities": concluded.oddities,
                 });
-                send(format.control(Kind::Done, &control)?, cancel, sender).await?;
+                outlet.send(format.control(Kind::Done, &control)?).await?;
                 return Ok(concluded.records);
             }
             Some(Err(error)) => return Err(error.into()),
@@ -241,22 +333,6 @@ where
                 return Err(Broken::Missing.into());
             }
         }
-    }
-}
-
-/// Sends a message unless the job is cancelled or its reader gone while the channel is full.
-async fn send(
-    message: Bytes,
-    cancel: &Cancel,
-    sender: &mpsc::Sender<Bytes>,
-) -> Result<(), Failure> {
-    if message.is_empty() {
-        return Ok(());
-    }
-    tokio::select! {
-        biased;
-        reason = cancel.cancelled() => Err(reason.into()),
-        sent = sender.send(message) => sent.map_err(|_| Failure::ReaderGone),
     }
 }
 

@@ -8,6 +8,7 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use archive_sim::Plan;
 use serde_json::Value;
 use support::{PUMP_AMM, silent_archive};
 
@@ -139,6 +140,76 @@ fn termination_is_said_to_running_streams() {
         "{rest}"
     );
     assert!(sidecar.ends_within(Duration::from_secs(5)));
+}
+
+/// What a reader is told at the end is what it got: the last checkpoint, and all that was certified.
+#[test]
+fn termination_amid_a_stream_says_what_was_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    archive_sim::write(folder.path(), &Plan::of_range(864_000, 867_499, 350)).unwrap();
+    let slow = vec!["slow=300000".parse().unwrap()];
+    let server = archive_sim::Server::start(folder.path(), "127.0.0.1:0", slow).unwrap();
+    let mut sidecar = Sidecar::start(&format!("http://{}", server.address()));
+    let body = format!(
+        r#"{{"programId":"{PUMP_AMM}","startSlot":864000,"endSlot":867500,"jobId":"a","checkpointSlots":10}}"#
+    );
+    let mut stream = sidecar.request("POST", "/backfill", &body);
+    let mut text = String::new();
+    while text.matches("\"checkpoint\"").count() < 5 {
+        let mut buffer = [0; 4096];
+        let length = stream.read(&mut buffer).unwrap();
+        assert!(length > 0, "the stream ended early: {text}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    sidecar.terminate();
+    let begun = Instant::now();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(sidecar.ends_within(Duration::from_secs(5)));
+    assert!(begun.elapsed() < Duration::from_secs(6));
+    // Without the lines of the chunked encoding and the head, what is left is one JSON object a line.
+    let lines: Vec<Value> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter(Value::is_object)
+        .collect();
+    let checkpoints: Vec<&Value> = lines
+        .iter()
+        .filter(|line| line["type"] == "checkpoint")
+        .collect();
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (last["type"].as_str(), last["code"].as_str()),
+        (Some("error"), Some("shutting_down"))
+    );
+    let sent = &last["sent"];
+    assert_eq!(sent["checkpointSlot"], checkpoints.last().unwrap()["slot"]);
+    assert!(sent["checkpointSlot"].as_u64().unwrap() < 867_500, "{sent}");
+    for (field, of_certificate) in [
+        ("blocks", "blocks"),
+        ("transactions", "transactions"),
+        ("archiveBytes", "bytes"),
+    ] {
+        let certified: u64 = checkpoints
+            .iter()
+            .map(|line| line["certificate"][of_certificate].as_u64().unwrap())
+            .sum();
+        assert!(certified > 0);
+        assert_eq!(sent[field].as_u64(), Some(certified), "{field}");
+    }
+}
+
+#[test]
+fn a_head_with_too_many_fields_is_refused() {
+    let sidecar = Sidecar::start(&silent_archive());
+    let mut stream = TcpStream::connect(&sidecar.address).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let many = "X-Field: 1\r\n".repeat(65);
+    write!(stream, "GET /health HTTP/1.1\r\n{many}\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
 }
 
 #[test]

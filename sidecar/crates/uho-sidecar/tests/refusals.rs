@@ -22,6 +22,7 @@ async fn nothing_but_health_answers_without_the_secret() {
         (Method::POST, "/backfill"),
         (Method::DELETE, "/backfill/a"),
         (Method::GET, "/archives/sim/tip?firstEpoch=0"),
+        (Method::GET, "/metrics"),
     ] {
         for authorization in [
             None,

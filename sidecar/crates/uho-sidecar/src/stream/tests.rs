@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::{Scanned, StreamOptions, start};
 use crate::encoder::Format;
 use crate::jobs::Jobs;
+use crate::metrics::Metrics;
 use crate::request::BackfillRequest;
 
 const PROGRAM: [u8; 32] = [7; 32];
@@ -24,7 +25,7 @@ fn request() -> BackfillRequest {
         "programId": crate::ndjson::base58(&PROGRAM), "startSlot": 0, "endSlot": 1_000_000, "jobId": "job",
         "includeFailed": true,
     });
-    BackfillRequest::parse(body.to_string().as_bytes(), &["sim"]).unwrap()
+    BackfillRequest::parse(body.to_string().as_bytes(), &["sim"], u64::MAX).unwrap()
 }
 
 /// A block with one transaction of the program that logs `bytes` bytes.
@@ -92,8 +93,9 @@ where
     let options = StreamOptions {
         format,
         farewell: Duration::from_millis(300),
+        metrics: Metrics::new(),
     };
-    let body: Body = start(scan, request(), jobs.start("job").ok().unwrap(), options);
+    let body: Body = start(scan, request(), jobs.start("job", 0).ok().unwrap(), options);
     body.into_data_stream()
 }
 
