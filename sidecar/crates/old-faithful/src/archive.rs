@@ -10,6 +10,7 @@ use futures::Stream;
 
 use crate::bare;
 use crate::car::{CarFault, MAXIMUM_HEADER_BYTES, header_length};
+use crate::counters::Counters;
 use crate::error::ArchiveError;
 use crate::fetch::{Identity, Store};
 use crate::index::{SLOT_RANGES_BYTES, SlotIndex};
@@ -43,7 +44,7 @@ impl Default for ArchiveOptions {
             segment_bytes: 32 << 20,
             retries: 5,
             connect_timeout_ms: 10_000,
-            read_timeout_ms: 90_000,
+            read_timeout_ms: 30_000,
             backoff_ms: 200,
         }
     }
@@ -88,6 +89,11 @@ impl Archive {
         Ok(Self {
             store: Arc::new(Store::open(base, options)?),
         })
+    }
+
+    /// What reading this archive has come to, over all scans of it and of its clones.
+    pub fn counters(&self) -> &Counters {
+        &self.store.counters
     }
 
     /// The end slot (exclusive) of the newest epoch that is published whole, searched upward from `first_epoch`;

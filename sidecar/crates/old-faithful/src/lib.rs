@@ -59,6 +59,8 @@ mod bare;
 pub mod car;
 pub mod cbor;
 mod certificate;
+#[cfg(feature = "fetch")]
+mod counters;
 pub mod dataframe;
 mod error;
 #[cfg(feature = "fetch")]
@@ -86,6 +88,8 @@ pub mod wire;
 #[cfg(feature = "fetch")]
 pub use archive::{Archive, ArchiveOptions};
 pub use certificate::{BlockLink, Certificate, CertificateError, IndexKind, ProgramCounts, Tail};
+#[cfg(feature = "fetch")]
+pub use counters::{Counter, Counters, RetryCause};
 pub use error::{ArchiveError, Malformed};
 pub use metadata::{InnerInstruction, InnerInstructions, Metadata};
 pub use model::{

@@ -212,6 +212,7 @@ impl Scan {
             return Err(place.chain(block.block.slot, "the slot index does not list it here"));
         };
         front.handed_on += 1;
+        block.count(listed.length, &self.shared.archive.store.counters);
         self.assembler.expect(listed.slot)?;
         self.assembler
             .block(block, u64::from(listed.length), &place)

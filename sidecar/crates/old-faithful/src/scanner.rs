@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::car::Section;
+use crate::counters::Counters;
 use crate::dataframe::{Frames, hash_matches, section_hash};
 use crate::error::ArchiveError;
 use crate::filter::ProgramFilter;
@@ -28,6 +29,8 @@ pub(crate) struct BlockCounts {
     pub(crate) missing_metadata: u64,
     pub(crate) unresolved_lookups: u64,
     pub(crate) cids_verified: u64,
+    pub(crate) decompressions: u64,
+    pub(crate) decompressions_avoided: u64,
 }
 
 /// A whole block.
@@ -41,6 +44,20 @@ pub(crate) struct ScannedBlock {
     pub(crate) end: u64,
     /// Roughly the memory that its matches hold, in bytes.
     pub(crate) matched_bytes: usize,
+}
+
+impl ScannedBlock {
+    /// Adds the block to the archive's counters; `bytes` is what it takes in the file.
+    pub(crate) fn count(&self, bytes: u32, counters: &Counters) {
+        counters.blocks.add(1);
+        counters.bytes_scanned.add(u64::from(bytes));
+        counters.transactions.add(self.counts.transactions);
+        counters.matches.add(self.block.matches.len() as u64);
+        counters.decompressions.add(self.counts.decompressions);
+        counters
+            .decompressions_avoided
+            .add(self.counts.decompressions_avoided);
+    }
 }
 
 /// Makes blocks of sections.
@@ -167,21 +184,18 @@ impl BlockScanner {
             epoch: u32::try_from(slot / SLOTS_PER_EPOCH)
                 .map_err(|_| place.node("a slot is impossibly high"))?,
         };
-        let outcome = self
+        let (frames, counts) = (&self.frames, &mut self.counts);
+        let found = self
             .transactions
-            .read(section, &node, position, &self.frames, place)?;
+            .read(section, &node, position, frames, place, counts)?;
         self.transaction_hashes.push(*section.hash);
-        self.counts.transactions += 1;
-        self.counts.votes += u64::from(outcome.vote);
-        self.counts.missing_metadata += u64::from(outcome.missing_metadata);
-        self.counts.unresolved_lookups += u64::from(outcome.unresolved);
-        self.counts.cids_verified += outcome.cids_verified;
-        self.matched_bytes += outcome.matched_bytes;
+        let Some(found) = found else { return Ok(()) };
+        self.matched_bytes += found.bytes;
         if self.matched_bytes > MAXIMUM_MATCHED_BYTES {
             let (bytes, limit) = (self.matched_bytes as u64, MAXIMUM_MATCHED_BYTES as u64);
             return Err(place.too_large("a block's matched transactions", bytes, limit));
         }
-        self.matches.extend(outcome.matched);
+        self.matches.push(found.transaction);
         Ok(())
     }
 

@@ -17,20 +17,15 @@ use crate::metadata::{Format, Inflater, Metadata, loaded_keys};
 use crate::model::{Instruction, MatchedTransaction, Pubkey, Verify};
 use crate::node::TransactionNode;
 use crate::place::Place;
+use crate::scanner::BlockCounts;
 use crate::wire::WireTransaction;
 
-/// What was found out about a transaction.
-#[derive(Debug, Default)]
-pub(crate) struct Outcome {
-    pub(crate) vote: bool,
-    pub(crate) missing_metadata: bool,
-    pub(crate) unresolved: bool,
-    /// Sections hashed because the transaction matched.
-    pub(crate) cids_verified: u64,
-    /// The transaction, when it mentions a program.
-    pub(crate) matched: Option<MatchedTransaction>,
-    /// Roughly the memory that `matched` holds, in bytes.
-    pub(crate) matched_bytes: usize,
+/// A transaction that mentions a program.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) transaction: MatchedTransaction,
+    /// Roughly the memory that it holds, in bytes.
+    pub(crate) bytes: usize,
 }
 
 /// Where a transaction is in its block and archive.
@@ -63,7 +58,7 @@ impl TransactionReader {
         }
     }
 
-    /// Reads the transaction of a section.
+    /// Reads the transaction of a section, and counts it. It is handed on when it mentions a program.
     pub(crate) fn read(
         &mut self,
         section: &Section<'_>,
@@ -71,14 +66,12 @@ impl TransactionReader {
         position: Position,
         frames: &Frames,
         place: &Place<'_>,
-    ) -> Result<Outcome, ArchiveError> {
+        counts: &mut BlockCounts,
+    ) -> Result<Option<Found>, ArchiveError> {
         let sent = payload(&node.data, frames, |_, _| {}).map_err(|fault| place.payload(fault))?;
         let transaction = WireTransaction::parse(&sent).map_err(|fault| place.node(fault))?;
-        let mut outcome = Outcome {
-            vote: transaction.is_vote(),
-            missing_metadata: node.metadata.data.is_empty() && node.metadata.next.is_empty(),
-            ..Outcome::default()
-        };
+        counts.transactions += 1;
+        counts.votes += u64::from(transaction.is_vote());
 
         self.mentions.clear();
         self.loaded.clear();
@@ -87,8 +80,9 @@ impl TransactionReader {
         }
         let loads = transaction.loaded_keys() > 0;
         let mut metadata = None;
-        if outcome.missing_metadata {
-            outcome.unresolved = loads;
+        if node.metadata.data.is_empty() && node.metadata.next.is_empty() {
+            counts.missing_metadata += 1;
+            counts.unresolved_lookups += u64::from(loads);
         } else {
             let undecided = loads
                 && !self.filter.is_empty()
@@ -96,34 +90,39 @@ impl TransactionReader {
                     .tables
                     .resolve(&transaction, &self.filter, &mut self.mentions);
             if undecided || !self.mentions.is_empty() {
-                metadata = self.read_metadata(&transaction, node, frames, place, &mut outcome)?;
+                metadata = self.read_metadata(&transaction, node, frames, place, counts)?;
+            } else {
+                let decided = loads && !self.filter.is_empty();
+                counts.decompressions_avoided += u64::from(decided);
             }
         }
         if self.mentions.is_empty() {
-            return Ok(outcome);
+            return Ok(None);
         }
 
         if self.verify == Verify::Matched {
-            outcome.cids_verified = verify_used(section, node, frames, place)?;
+            counts.cids_verified += verify_used(section, node, frames, place)?;
         }
         check_hash(node.data.hash.filter(|_| node.data.next.is_empty()), &sent)
             .map_err(|fault| place.payload(fault))?;
-        outcome.matched_bytes += sent.len();
-        outcome.matched =
-            Some(self.matched(&sent, node.slot, section.offset, position, metadata, place)?);
-        Ok(outcome)
+        let bytes = sent.len() + metadata.as_ref().map_or(0, |(_, bytes)| *bytes);
+        let metadata = metadata.map(|(metadata, _)| metadata);
+        let transaction =
+            self.matched(&sent, node.slot, section.offset, position, metadata, place)?;
+        Ok(Some(Found { transaction, bytes }))
     }
 
     /// Decompresses the metadata, looks at the loaded keys and learns from them. The metadata itself is read
-    /// only when the transaction turns out to mention a program.
+    /// only when the transaction turns out to mention a program, and comes with its size in bytes.
     fn read_metadata(
         &mut self,
         transaction: &WireTransaction<'_>,
         node: &TransactionNode<'_>,
         frames: &Frames,
         place: &Place<'_>,
-        outcome: &mut Outcome,
-    ) -> Result<Option<Metadata>, ArchiveError> {
+        counts: &mut BlockCounts,
+    ) -> Result<Option<(Metadata, usize)>, ArchiveError> {
+        counts.decompressions += 1;
         let stored =
             payload(&node.metadata, frames, |_, _| {}).map_err(|fault| place.payload(fault))?;
         check_hash(
@@ -138,32 +137,31 @@ impl TransactionReader {
         let loads = transaction.loaded_keys() > 0;
 
         let loaded = &mut self.loaded;
-        let counts = match Format::of(inflated) {
+        let read = match Format::of(inflated) {
             Format::Protobuf => loaded_keys(inflated, |key| loaded.push(*key)).ok(),
             Format::Absent | Format::Bincode => None,
         };
-        let Some(counts) = counts else {
+        let Some(read) = read else {
             self.loaded.clear();
-            outcome.missing_metadata = true;
-            outcome.unresolved = loads;
+            counts.missing_metadata += 1;
+            counts.unresolved_lookups += u64::from(loads);
             return Ok(None);
         };
         for key in &self.loaded {
             self.mentions.look(&self.filter, key, true);
         }
-        if counts == (transaction.loaded_writable, transaction.loaded_readonly) {
+        if read == (transaction.loaded_writable, transaction.loaded_readonly) {
             self.tables.learn(transaction, &self.loaded, &self.filter);
         } else {
-            outcome.unresolved = loads;
+            counts.unresolved_lookups += u64::from(loads);
         }
         if self.mentions.is_empty() {
             return Ok(None);
         }
 
-        outcome.matched_bytes = inflated.len();
         let metadata = Metadata::parse(&Bytes::copy_from_slice(inflated)).ok();
-        outcome.missing_metadata = metadata.is_none();
-        Ok(metadata)
+        counts.missing_metadata += u64::from(metadata.is_none());
+        Ok(metadata.map(|metadata| (metadata, inflated.len())))
     }
 
     /// Everything about the transaction, copied out of the archive's bytes.

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use build::{Epoch, Sent, compress, metadata, transaction};
 use futures::StreamExt;
-use old_faithful::{Archive, ArchiveOptions, ScanRequest, SlotRange, Tail, Verify};
+use old_faithful::{
+    Archive, ArchiveOptions, Counters, RetryCause, ScanRequest, SlotRange, Tail, Verify,
+};
 use server::{Manner, Server};
 use support::{Collected, collect};
 
@@ -115,6 +117,7 @@ async fn connections_that_close_early_are_resumed_from_the_exact_byte() {
         Manner::Silence,
         Manner::Status(503),
         Manner::Status(429),
+        Manner::Whole,
     ] {
         // The first answer is the header's.
         let script = [vec![(".car", Manner::Well)], times(3, &manner)].concat();
@@ -127,6 +130,65 @@ async fn connections_that_close_early_are_resumed_from_the_exact_byte() {
     }
 }
 
+fn retries(counters: &Counters) -> Vec<(&'static str, u64)> {
+    let all = RetryCause::ALL.iter();
+    all.map(|cause| (cause.name(), counters.retries(*cause)))
+        .filter(|(_, count)| *count > 0)
+        .collect()
+}
+
+#[tokio::test]
+async fn what_was_read_and_asked_for_again_is_counted() {
+    let script = [
+        Manner::Well,
+        Manner::CloseAfter(50_001),
+        Manner::Stall,
+        Manner::Status(429),
+        Manner::Status(500),
+        Manner::Whole,
+    ];
+    let script = script.map(|manner| (".car", manner)).to_vec();
+    let server = Server::start(files(), script).await;
+    let archive = Archive::open(&server.base(), options()).unwrap();
+    let done = collect(archive.scan(request())).await.done();
+    let counters = archive.counters();
+    assert_eq!(
+        retries(counters),
+        [
+            ("early_end", 1),
+            ("stall", 1),
+            ("throttled", 1),
+            ("status", 1),
+            ("wrong_range", 1)
+        ]
+    );
+    assert_eq!(counters.requests.get(), server.requests() as u64);
+    let scanned = [
+        (counters.blocks.get(), done.blocks),
+        (counters.transactions.get(), done.transactions),
+        (counters.matches.get(), done.transactions),
+        (counters.decompressions.get(), done.transactions),
+        (counters.bytes_scanned.get(), done.bytes),
+    ];
+    assert!(
+        scanned
+            .iter()
+            .all(|(counted, certified)| counted == certified),
+        "{scanned:?}"
+    );
+    // The index and the header are fetched besides.
+    assert!(counters.bytes_fetched.get() >= done.bytes + 5_184_000);
+}
+
+#[tokio::test]
+async fn a_server_is_left_alone_for_as_long_as_it_asks() {
+    let script = vec![(".car", Manner::Well), (".car", Manner::RetryAfter(1))];
+    let begun = std::time::Instant::now();
+    let (scanned, _) = scan(script).await;
+    assert_whole(scanned);
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+}
+
 #[tokio::test]
 async fn an_end_that_always_comes_early_is_an_error() {
     for (manner, code) in [
@@ -134,6 +196,7 @@ async fn an_end_that_always_comes_early_is_an_error() {
         (Manner::CloseAfter(0), "early_eof"),
         (Manner::Stall, "fetch_failed"),
         (Manner::Status(500), "fetch_failed"),
+        (Manner::Whole, "fetch_failed"),
     ] {
         let (scanned, _) = scan(times(1000, &manner)).await;
         let error = scanned.error();
@@ -147,7 +210,6 @@ async fn what_cannot_pass_is_not_asked_for_again() {
     for manner in [
         Manner::Status(403),
         Manner::Status(400),
-        Manner::Whole,
         Manner::Redirect("http://localhost:9/archive/0/epoch-0.car".to_owned()),
     ] {
         let (scanned, server) = scan(times(1, &manner)).await;

@@ -1,8 +1,8 @@
 //! HTTP as the archive's mirrors need it: one connection per request in flight (HTTP/1.1, which is faster there
 //! than one multiplexed connection), no limit for a whole body, no redirect to another host, and `Retry-After`
-//! heeded. Which requests are repeated is decided in [`range`](super::range) alone.
+//! handed on. Which requests are repeated, and when, is decided in [`range`](super::range) alone.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use object_store::client::{
     ClientOptions, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
@@ -10,15 +10,15 @@ use object_store::client::{
 };
 use object_store::http::{HttpBuilder, HttpStore};
 use object_store::{BackoffConfig, RetryConfig};
+use reqwest::header::{CONTENT_RANGE, HeaderMap, RANGE, RETRY_AFTER};
 use reqwest::redirect::{Action, Attempt, Policy};
 use reqwest::{StatusCode, Url};
 
 use super::redact;
 use crate::archive::ArchiveOptions;
+use crate::counters::RetryCause;
 use crate::error::ArchiveError;
 
-/// The longest `Retry-After` that is waited for, in seconds.
-const LONGEST_WAIT: u64 = 60;
 /// Redirects followed at most.
 const MAXIMUM_REDIRECTS: usize = 5;
 
@@ -82,37 +82,86 @@ struct Service(HttpClient);
 #[async_trait::async_trait]
 impl HttpService for Service {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let asked = request.headers().get(RANGE).cloned();
         let response = self.0.execute(request).await?;
         let status = response.status();
-        if status.is_success() || status == StatusCode::NOT_FOUND {
+        let refusal = if status == StatusCode::NOT_FOUND {
             return Ok(response);
-        }
-        let refusal = Refusal(status);
-        let wait = response
-            .headers()
-            .get("retry-after")
-            .and_then(|value| value.to_str().ok()?.trim().parse::<u64>().ok());
-        if let Some(seconds) = wait
-            && refusal.may_pass()
-        {
-            tokio::time::sleep(Duration::from_secs(seconds.min(LONGEST_WAIT))).await;
-        }
+        } else if !status.is_success() {
+            Refusal::Status(status, retry_after(response.headers()))
+        } else if let Some(asked) = asked.as_ref().and_then(|asked| asked.to_str().ok()) {
+            if status != StatusCode::PARTIAL_CONTENT {
+                Refusal::WholeFile
+            } else if first_byte(response.headers()) != first_byte_asked(asked) {
+                Refusal::OtherRange
+            } else {
+                return Ok(response);
+            }
+        } else {
+            return Ok(response);
+        };
         // `Decode` is the kind that the object store never repeats by itself.
         Err(HttpError::new(HttpErrorKind::Decode, refusal))
     }
 }
 
-/// A status that is no success.
+/// How long a server asks to be left alone: seconds, or a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(value).ok()?;
+    until.duration_since(SystemTime::now()).ok()
+}
+
+/// The first byte of `bytes=A-B`.
+fn first_byte_asked(range: &str) -> Option<u64> {
+    let (first, _) = range.strip_prefix("bytes=")?.split_once('-')?;
+    first.parse().ok()
+}
+
+/// The first byte of an answer's `bytes A-B/SIZE`.
+fn first_byte(headers: &HeaderMap) -> Option<u64> {
+    let value = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    let (first, _) = value.trim().strip_prefix("bytes ")?.split_once('-')?;
+    first.parse().ok()
+}
+
+/// An answer that is not what was asked for.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("the server answered {0}")]
-pub(super) struct Refusal(StatusCode);
+pub(super) enum Refusal {
+    #[error("the server answered {0}")]
+    Status(StatusCode, Option<Duration>),
+    #[error("the server sends the whole file where a range was asked for")]
+    WholeFile,
+    #[error("another range came than was asked for")]
+    OtherRange,
+}
 
 impl Refusal {
-    /// Whether the same request may succeed later.
-    pub(super) fn may_pass(self) -> bool {
-        self.0.is_server_error()
-            || self.0 == StatusCode::TOO_MANY_REQUESTS
-            || self.0 == StatusCode::REQUEST_TIMEOUT
+    /// Why asking again may help, if it may.
+    pub(super) fn cause(self) -> Option<RetryCause> {
+        match self {
+            Self::Status(StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, _) => {
+                Some(RetryCause::Throttled)
+            }
+            Self::Status(status, _)
+                if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT =>
+            {
+                Some(RetryCause::Status)
+            }
+            Self::Status(..) => None,
+            Self::WholeFile | Self::OtherRange => Some(RetryCause::WrongRange),
+        }
+    }
+
+    /// How long the server asks to be left alone.
+    pub(super) fn wait(self) -> Option<Duration> {
+        match self {
+            Self::Status(_, wait) => wait,
+            Self::WholeFile | Self::OtherRange => None,
+        }
     }
 }
 

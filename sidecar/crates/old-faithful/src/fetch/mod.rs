@@ -7,6 +7,7 @@ mod range;
 use std::error::Error as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use object_store::local::LocalFileSystem;
@@ -15,8 +16,15 @@ use object_store::{GetOptions, GetRange, GetResultPayload, ObjectStore};
 use reqwest::Url;
 
 use crate::archive::ArchiveOptions;
+use crate::counters::{Counters, RetryCause};
 use crate::error::ArchiveError;
 pub(crate) use range::RangeReader;
+
+/// What HTTP clients say of a body that ended before its stated length.
+const EARLY_END_TEXTS: [&str; 2] = [
+    "end of file before message length reached",
+    "connection closed before message completed",
+];
 
 /// A file's size and version. Every answer about the file must name the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +73,26 @@ pub(crate) enum Fault {
     /// Asking again would not help.
     Refused(String),
     /// Asking again may help.
-    Passing(String),
+    Passing(Passing),
+}
+
+/// A fault that may pass.
+#[derive(Debug)]
+pub(crate) struct Passing {
+    pub(crate) cause: RetryCause,
+    pub(crate) reason: String,
+    /// How long the server asks to be left alone.
+    pub(crate) wait: Option<Duration>,
+}
+
+impl Passing {
+    pub(crate) fn new(cause: RetryCause, reason: impl Into<String>) -> Self {
+        Self {
+            cause,
+            reason: reason.into(),
+            wait: None,
+        }
+    }
 }
 
 /// The files of an archive.
@@ -74,6 +101,7 @@ pub(crate) struct Store {
     /// The address without credentials.
     address: String,
     pub(crate) options: ArchiveOptions,
+    pub(crate) counters: Counters,
 }
 
 impl std::fmt::Debug for Store {
@@ -114,6 +142,7 @@ impl Store {
             inner,
             address: redact(base),
             options,
+            counters: Counters::default(),
         })
     }
 
@@ -124,10 +153,11 @@ impl Store {
             ..GetOptions::default()
         };
         let location = ObjectPath::from(file);
+        self.counters.requests.add(1);
         let answer = self.inner.get_opts(&location, options);
         let answer = tokio::time::timeout(self.options.read_timeout(), answer)
             .await
-            .map_err(|_| Fault::Passing("no answer in time".to_owned()))?
+            .map_err(|_| Fault::Passing(Passing::new(RetryCause::Stall, "no answer in time")))?
             .map_err(|error| fault(&error))?;
         Ok(Opened {
             identity: Identity {
@@ -193,22 +223,42 @@ pub(crate) fn redact(address: &str) -> String {
 
 /// What an error of the store means. Its own text may hold the address and the answer's body, so that only the
 /// innermost cause is kept.
-pub(crate) fn fault(error: &object_store::Error) -> Fault {
+fn fault(error: &object_store::Error) -> Fault {
     use object_store::Error;
     match error {
         Error::NotFound { .. } => Fault::Missing,
-        Error::NotSupported { .. } => {
-            Fault::Refused("the server does not answer range requests".to_owned())
-        }
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
             Fault::Refused("access was refused".to_owned())
         }
         _ => match http::refusal(error) {
-            Some(refusal) if !refusal.may_pass() => Fault::Refused(refusal.to_string()),
-            Some(refusal) => Fault::Passing(refusal.to_string()),
-            None => Fault::Passing(innermost(error)),
+            Some(refusal) => refused(refusal),
+            None => Fault::Passing(broken(error)),
         },
     }
+}
+
+fn refused(refusal: http::Refusal) -> Fault {
+    let reason = refusal.to_string();
+    match refusal.cause() {
+        None => Fault::Refused(reason),
+        Some(cause) => Fault::Passing(Passing {
+            cause,
+            reason,
+            wait: refusal.wait(),
+        }),
+    }
+}
+
+/// No connection, or one that broke.
+fn broken(error: &object_store::Error) -> Passing {
+    let reason = innermost(error);
+    let early = EARLY_END_TEXTS.iter().any(|text| reason.contains(text));
+    let cause = if early {
+        RetryCause::EarlyEnd
+    } else {
+        RetryCause::Connection
+    };
+    Passing::new(cause, reason)
 }
 
 /// The text of the cause behind all others.

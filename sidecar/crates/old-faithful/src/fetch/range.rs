@@ -9,7 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 
-use super::{Fault, Identity, Opened, Source, Store, fault};
+use super::{Fault, Identity, Opened, Passing, Source, Store, fault};
+use crate::counters::RetryCause;
 use crate::error::ArchiveError;
 
 /// Read from a local file at once, in bytes.
@@ -19,11 +20,8 @@ const FILE_READ_BYTES: u64 = 512 << 10;
 const PROGRESS_BYTES: u64 = 1 << 20;
 /// The longest wait between attempts, in milliseconds.
 const LONGEST_BACKOFF_MS: u64 = 10_000;
-/// What HTTP clients say of a body that ended before its stated length.
-const EARLY_END_TEXTS: [&str; 2] = [
-    "end of file before message length reached",
-    "connection closed before message completed",
-];
+/// The longest wait that a server may ask for, in milliseconds.
+const LONGEST_WAIT_MS: u64 = 60_000;
 
 /// The bytes last read.
 enum Current {
@@ -44,12 +42,6 @@ pub(crate) struct RangeReader {
     progress: u64,
     current: Current,
     buffer: Vec<u8>,
-}
-
-/// What interrupted the bytes.
-enum Interruption {
-    EarlyEnd,
-    Other(String),
 }
 
 impl RangeReader {
@@ -87,9 +79,7 @@ impl RangeReader {
                 Ok(opened) => self.accept(opened)?,
                 Err(Fault::Missing) => return Ok(false),
                 Err(Fault::Refused(reason)) => return Err(self.failed(reason)),
-                Err(Fault::Passing(reason)) => {
-                    self.interrupted(Interruption::Other(reason)).await?;
-                }
+                Err(Fault::Passing(fault)) => self.interrupted(fault).await?,
             }
         }
         Ok(true)
@@ -110,9 +100,9 @@ impl RangeReader {
                     let limit = self.store.options.read_timeout();
                     let received = match tokio::time::timeout(limit, stream.next()).await {
                         Ok(Some(Ok(bytes))) => Ok(bytes),
-                        Ok(Some(Err(error))) => Err(broken(&error)),
-                        Ok(None) => Err(Interruption::EarlyEnd),
-                        Err(_) => Err(Interruption::Other("no bytes came in time".to_owned())),
+                        Ok(Some(Err(error))) => Err(self.broken(&error)?),
+                        Ok(None) => Err(Passing::new(RetryCause::EarlyEnd, "")),
+                        Err(_) => Err(Passing::new(RetryCause::Stall, "no bytes came in time")),
                     };
                     match received {
                         Ok(bytes) => {
@@ -121,8 +111,8 @@ impl RangeReader {
                             self.current = Current::Bytes(bytes);
                             count
                         }
-                        Err(interruption) => {
-                            self.interrupted(interruption).await?;
+                        Err(fault) => {
+                            self.interrupted(fault).await?;
                             continue;
                         }
                     }
@@ -133,6 +123,7 @@ impl RangeReader {
                 return Err(self.failed("more bytes came than were asked for".to_owned()));
             }
             if count > 0 {
+                self.store.counters.bytes_fetched.add(count as u64);
                 self.at += count as u64;
                 self.progress += count as u64;
                 if self.progress >= PROGRESS_BYTES {
@@ -160,7 +151,7 @@ impl RangeReader {
             self.identity = Some(opened.identity);
         }
         if opened.range != (self.at..self.end) {
-            return Err(self.failed("another range came than was asked for".to_owned()));
+            return Err(self.failed("a shorter range came than was asked for".to_owned()));
         }
         self.source = Some(opened.source);
         Ok(())
@@ -182,7 +173,8 @@ impl RangeReader {
         self.buffer = buffer;
         match count {
             Ok(0) => {
-                self.interrupted(Interruption::EarlyEnd).await?;
+                let fault = Passing::new(RetryCause::EarlyEnd, "");
+                self.interrupted(fault).await?;
                 Ok(0)
             }
             Ok(count) => {
@@ -204,38 +196,38 @@ impl RangeReader {
     }
 
     /// Waits before the next attempt, or gives up.
-    async fn interrupted(&mut self, interruption: Interruption) -> Result<(), ArchiveError> {
+    async fn interrupted(&mut self, fault: Passing) -> Result<(), ArchiveError> {
         self.source = None;
         self.progress = 0;
         if self.attempts >= self.store.options.retries {
-            return Err(match interruption {
-                Interruption::Other(reason) => self.failed(reason),
-                Interruption::EarlyEnd => ArchiveError::EarlyEof {
+            return Err(match fault.cause {
+                RetryCause::EarlyEnd => ArchiveError::EarlyEof {
                     file: self.file.to_string(),
                     offset: self.at,
                     expected: self.end,
                     attempts: self.attempts + 1,
                 },
+                _ => self.failed(fault.reason),
             });
         }
+        self.store.counters.retried(fault.cause);
         let doubled = self.store.options.backoff_ms << self.attempts.min(16);
         let longest = doubled.clamp(1, LONGEST_BACKOFF_MS);
         self.attempts += 1;
-        tokio::time::sleep(Duration::from_millis(longest / 2 + jitter(longest / 2))).await;
+        let backoff = Duration::from_millis(longest / 2 + jitter(longest / 2));
+        let asked = fault.wait.unwrap_or_default();
+        let asked = asked.min(Duration::from_millis(LONGEST_WAIT_MS));
+        tokio::time::sleep(backoff + asked).await;
         Ok(())
     }
-}
 
-fn broken(error: &object_store::Error) -> Interruption {
-    match fault(error) {
-        Fault::Passing(reason) | Fault::Refused(reason) => {
-            if EARLY_END_TEXTS.iter().any(|text| reason.contains(text)) {
-                Interruption::EarlyEnd
-            } else {
-                Interruption::Other(reason)
-            }
+    /// Why a body broke off.
+    fn broken(&self, error: &object_store::Error) -> Result<Passing, ArchiveError> {
+        match fault(error) {
+            Fault::Passing(fault) => Ok(fault),
+            Fault::Refused(reason) => Err(self.failed(reason)),
+            Fault::Missing => Err(self.failed("it is not there any more".to_owned())),
         }
-        Fault::Missing => Interruption::Other("it is not there".to_owned()),
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Manner {
     ShortBy(usize),
     /// Answers with this status; for 503 with `Retry-After: 0`.
     Status(u16),
+    /// Answers 429 and asks to be left alone for so many seconds.
+    RetryAfter(u64),
     /// Answers with another `ETag` than otherwise.
     OtherTag,
     /// Ignores the range.
@@ -149,6 +151,9 @@ async fn answer(
             format!(
                 "HTTP/1.1 {status} Refused\r\nRetry-After: 0\r\nContent-Length: 6\r\n\r\nsecret"
             )
+        }
+        (Manner::RetryAfter(seconds), _) => {
+            format!("HTTP/1.1 429 Refused\r\nRetry-After: {seconds}\r\nContent-Length: 0\r\n\r\n")
         }
         (Manner::Redirect(to), _) => {
             format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n")
