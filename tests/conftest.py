@@ -1,6 +1,7 @@
 """Servers that several test modules use."""
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from psycopg import sql
 
 from uho_pipelines.runtime.postgres import EmbeddedPostgres
 from uho_pipelines.warehouse import connect, migrate
+
+# A shell's background job ignores SIGINT; Dagster then makes SIGTERM the same, and every child would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
