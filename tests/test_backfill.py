@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from uho_pipelines.backfill import NoChunksError, select_chunks
-from uho_pipelines.chunks import Chunk
+from uho_pipelines.backfill import NoChunksError
+from uho_pipelines.chunks import Chunk, select_chunks
 
 CHUNKS = [Chunk(start, 100) for start in (0, 100, 200, 300)]
 UHO = Path(sys.executable).parent / "uho"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
-from psycopg import sql
+from conftest import empty
 from services import (
     SECRET,
     cutting_proxy,
@@ -107,14 +107,6 @@ def make_settings(home, sidecar_url, warehouse, programs_dir):
         disk_reserve_bytes=0,
         networks={"sim": NetworkSettings(chunk_slots=CHUNK_SLOTS, checkpoint_slots=CHECKPOINT_SLOTS)},
     )
-
-
-def empty(url):
-    """Remove every program and its tables."""
-    with connect(url, application_name="test") as connection:
-        for (schema,) in connection.execute("SELECT schema_name FROM uho.program").fetchall():
-            connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
-        connection.execute("TRUNCATE uho.network CASCADE")
 
 
 def query(settings, text, *values):

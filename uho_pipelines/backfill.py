@@ -5,23 +5,22 @@ shows them; many small chunks go faster here, where Dagster is imported once.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from dagster import DagsterEvent, DagsterInstance, ExecuteInProcessResult
+from dagster import AssetKey, DagsterEvent, DagsterInstance, ExecuteInProcessResult, JobDefinition
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from uho_pipelines.chunks import Chunk, parse_key
+from uho_pipelines.chunks import Chunk, parse_key, select_chunks
 from uho_pipelines.definitions import build_definitions
 from uho_pipelines.errors import UhoError
 from uho_pipelines.materialization import Progress as ChunkProgress
 from uho_pipelines.materialization import listening
 from uho_pipelines.redaction import redact
 from uho_pipelines.registry import Program, load_registry
-from uho_pipelines.runtime.stack import backing_services, prepare_dagster
+from uho_pipelines.runtime.stack import Stack, backing_services, prepare_dagster
 from uho_pipelines.settings import Settings
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -55,15 +54,6 @@ class ChunkResult:
     """What failed or warned, in sentences."""
 
 
-def select_chunks(chunks: Sequence[Chunk], from_slot: int | None, to_slot: int | None) -> list[Chunk]:
-    """Return the chunks that hold slots of `from_slot` to `to_slot` (inclusive), rounded outward; None: no bound."""
-    return [
-        chunk
-        for chunk in chunks
-        if (from_slot is None or chunk.end > from_slot) and (to_slot is None or chunk.start <= to_slot)
-    ]
-
-
 def run_backfill(settings: Settings, name: str, from_slot: int | None, to_slot: int | None, console: Console) -> bool:
     """Backfill the chunks of the program `name`; return whether all succeeded and no check failed.
 
@@ -72,8 +62,7 @@ def run_backfill(settings: Settings, name: str, from_slot: int | None, to_slot: 
     """
     program = load_registry(settings).program(name)
     with backing_services(settings, console.print) as stack:
-        prepare_dagster(stack.environment)
-        job = build_definitions(stack.settings).resolve_job_def(program.schema_name)
+        job = _program_job(stack, program)
         slots = stack.settings.network(program.network).chunk_slots
         keys = job.partitions_def.get_partition_keys() if job.partitions_def else []
         every = [parse_key(key, slots) for key in keys]
@@ -84,46 +73,64 @@ def run_backfill(settings: Settings, name: str, from_slot: int | None, to_slot: 
             f"{program.key}: {len(chunks)} chunks of {slots:,} slots, "
             f"{chunks[0].start} to {chunks[-1].end - 1} (inclusive)"
         )
-        with DagsterInstance.from_config(stack.environment["DAGSTER_HOME"]) as instance:
-            results = _run_chunks(job, instance, program, chunks, console)
-    _show(program, results, console)
+        results = run_chunks(stack, program, chunks, console, job=job)
+    show_results(program, results, console)
     return all(result.succeeded for result in results)
 
 
-def _run_chunks(
-    job: Any,  # noqa: ANN401 - Dagster's JobDefinition
-    instance: DagsterInstance,
+def run_chunks(
+    stack: Stack,
     program: Program,
     chunks: Sequence[Chunk],
     console: Console,
+    *,
+    job: JobDefinition | None = None,
+    assets: Sequence[AssetKey] | None = None,
+    started_by: str = "uho backfill",
+    within: Callable[[ChunkProgress], None] = lambda _: None,
+    done: Callable[[ChunkResult], None] = lambda _: None,
 ) -> list[ChunkResult]:
+    """Materialize `assets` (None: records and events) of one chunk after another, in this process.
+
+    `within` is told of progress in a chunk, `done` of every chunk's end.
+    """
+    job = job or _program_job(stack, program)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     results: list[ChunkResult] = []
-    with Progress(*columns, console=console) as bar:
+    with (
+        DagsterInstance.from_config(stack.environment["DAGSTER_HOME"]) as instance,
+        Progress(*columns, console=console) as bar,
+    ):
         slots = bar.add_task("slots", total=sum(chunk.slots for chunk in chunks))
-        for done, chunk in enumerate(chunks):
-            bar.update(slots, description=f"chunk {chunk.key} ({done + 1} of {len(chunks)})")
+        for place, chunk in enumerate(chunks):
+            bar.update(slots, description=f"chunk {chunk.key} ({place + 1} of {len(chunks)})")
+            before = sum(earlier.slots for earlier in chunks[:place])
+
+            def advance(progress: ChunkProgress, before: int = before, chunk: Chunk = chunk) -> None:
+                bar.update(slots, completed=before + progress.current_slot - chunk.start)
+                within(progress)
+
             started = time.monotonic()
-            with listening(_advance(bar, slots, chunk, sum(before.slots for before in chunks[:done]))):
+            with listening(advance):
                 outcome = job.execute_in_process(
                     partition_key=chunk.key,
+                    asset_selection=assets,
                     instance=instance,
                     raise_on_error=False,
                     run_config=QUIET,
-                    tags={"uho/started_by": "uho backfill"},
+                    tags={"uho/started_by": started_by},
                 )
             results.append(_result(program, chunk, outcome, time.monotonic() - started))
-            bar.update(slots, completed=sum(before.slots for before in chunks[: done + 1]))
+            bar.update(slots, completed=before + chunk.slots)
             for finding in results[-1].findings:
                 console.print(f"chunk {chunk.key}: {finding}", highlight=False, markup=False, soft_wrap=True)
+            done(results[-1])
     return results
 
 
-def _advance(bar: Progress, task: TaskID, chunk: Chunk, before: int) -> Any:  # noqa: ANN401 - a listener
-    def advance(progress: ChunkProgress) -> None:
-        bar.update(task, completed=before + progress.current_slot - chunk.start)
-
-    return advance
+def _program_job(stack: Stack, program: Program) -> JobDefinition:
+    prepare_dagster(stack.environment)
+    return build_definitions(stack.settings).resolve_job_def(program.schema_name)
 
 
 def _result(program: Program, chunk: Chunk, outcome: ExecuteInProcessResult, seconds: float) -> ChunkResult:
@@ -157,7 +164,8 @@ def _reason(event: DagsterEvent) -> str:
     return error.message.strip() if error is not None else "failed without a reason"
 
 
-def _show(program: Program, results: Sequence[ChunkResult], console: Console) -> None:
+def show_results(program: Program, results: Sequence[ChunkResult], console: Console) -> None:
+    """Print a table of what became of every chunk."""
     table = Table(title=f"{program.key}", title_justify="left")
     table.add_column("chunk")
     for heading in ("transactions matched", "events", "seconds"):

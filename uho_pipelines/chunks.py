@@ -4,7 +4,7 @@ What belongs here: numbers only. A chunk is a range of slots that begins at a mu
 Every range here is half-open, `[start, end)`; only `last_slot` is inclusive, and says so.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,11 @@ class Chunk:
         """The epochs that the chunk touches."""
         return range(self.start // SLOTS_PER_EPOCH, (self.end - 1) // SLOTS_PER_EPOCH + 1)
 
+    @property
+    def options(self) -> str:
+        """The options by which a command of `uho` takes this chunk alone; `--to-slot` is inclusive."""
+        return f"--from-slot {self.start} --to-slot {self.end - 1}"
+
     def __str__(self) -> str:
         return f"slots [{self.start}, {self.end})"
 
@@ -106,3 +111,12 @@ def program_chunks(settings: "Settings", program: "Program", tip: int | None) ->
     end = SLOT_LIMIT if program.last_slot is None else program.last_slot + 1
     readable = SLOT_LIMIT if tip is None else published_end(tip)
     return [chunk for chunk in chunks_between(program.first_slot, min(end, readable), slots) if chunk.end <= readable]
+
+
+def select_chunks(chunks: Sequence[Chunk], from_slot: int | None, to_slot: int | None) -> list[Chunk]:
+    """Return the chunks that hold slots of `from_slot` to `to_slot` (inclusive), rounded outward; None: no bound."""
+    return [
+        chunk
+        for chunk in chunks
+        if (from_slot is None or chunk.end > from_slot) and (to_slot is None or chunk.start <= to_slot)
+    ]

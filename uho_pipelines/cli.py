@@ -24,6 +24,11 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
+ProgramName = Annotated[str, typer.Argument(help="The program's folder name, or network/owner/name.")]
+FromSlot = Annotated[int | None, typer.Option(min=0, help="First slot wanted; default: the program's first.")]
+ToSlot = Annotated[int | None, typer.Option(min=0, help="Last slot, inclusive; default: the last there is.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, for other programs.")]
+
 
 @app.command()
 def up() -> None:
@@ -53,19 +58,39 @@ def demo() -> None:
 
 @app.command()
 def backfill(
-    program: Annotated[str, typer.Argument(help="The program's folder name, or network/owner/name.")],
-    from_slot: Annotated[
-        int | None, typer.Option(min=0, help="First slot wanted; default: the program's first.")
-    ] = None,
-    to_slot: Annotated[
-        int | None, typer.Option(min=0, help="Last slot, inclusive; default: the last there is.")
-    ] = None,
+    program: ProgramName,
+    from_slot: FromSlot = None,
+    to_slot: ToSlot = None,
 ) -> None:
     """Backfill a program's chunks here, one after another, with the same assets and checks as in Dagster."""
     from uho_pipelines.backfill import run_backfill
     from uho_pipelines.settings import load_settings
 
     raise typer.Exit(0 if run_backfill(load_settings(), program, from_slot, to_slot, console) else 1)
+
+
+@app.command()
+def replay(program: ProgramName, from_slot: FromSlot = None, to_slot: ToSlot = None) -> None:
+    """Decode the records of the lake again and replace the rows, chunk after chunk. No archive is read."""
+    from uho_pipelines.replay import run_replay
+    from uho_pipelines.settings import load_settings
+
+    raise typer.Exit(0 if run_replay(load_settings(), program, from_slot, to_slot, console) else 1)
+
+
+@app.command()
+def verify(
+    program: ProgramName,
+    from_slot: FromSlot = None,
+    to_slot: ToSlot = None,
+    json: AsJson = False,
+) -> None:
+    """Compare ledger, certificates, lake, quarantine and tables; name the chunks that differ and what mends each."""
+    from uho_pipelines.settings import load_settings
+    from uho_pipelines.verification import run_verify
+
+    sound = run_verify(load_settings(), program, from_slot, to_slot, console, as_json=json)
+    raise typer.Exit(0 if sound else 1)
 
 
 @app.command()

@@ -28,7 +28,7 @@ from uho_pipelines.errors import UhoError
 from uho_pipelines.redaction import redact
 from uho_pipelines.registry import Program, ProgramFault, ProgramRefusedError, load_registry
 from uho_pipelines.settings import Settings, load_settings
-from uho_pipelines.warehouse import Connection, connect, migrate
+from uho_pipelines.warehouse import Connection, connect, is_migrated, migrate
 from uho_pipelines.warehouse.ledger import fix_chunk_slots, get_tip, set_tip
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def read_tips(settings: Settings, programs: Iterable[Program]) -> dict[str, int 
     url = settings.postgres_url.get_secret_value()
     try:
         with connect(url, application_name="uho definitions") as connection:
-            if connection.execute("SELECT to_regclass('uho.network')").fetchone() == (None,):
+            if not is_migrated(connection):
                 migrate(url)
             return {network: _tip(settings, connection, network, first) for network, first in first_slots.items()}
     except psycopg.Error as error:

@@ -47,18 +47,23 @@ class RecordsMissingError(UhoError):
     def __init__(self, program: str, chunk: Chunk, reason: str) -> None:
         self.program = program
         self.chunk = chunk
-        super().__init__(f"{program} chunk {chunk.key}: {reason}. Materialize its records first")
+        super().__init__(
+            f"{program} chunk {chunk.key}: {reason}. Materialize its records first: "
+            f"`uho backfill {program} {chunk.options}`"
+        )
 
 
 class PartAlteredError(UhoError):
     """A part of the lake is not what was written."""
 
-    def __init__(self, file: str, reason: str) -> None:
+    def __init__(self, program: str, chunk: Chunk, file: str, reason: str) -> None:
+        self.program = program
+        self.chunk = chunk
         self.file = file
         self.reason = reason
         super().__init__(
-            f"lake file {file} is not what was written ({reason}). Materialize this chunk's records again: "
-            "nothing kept of it is trusted any more, it will be read anew"
+            f"lake file {file} is not what was written ({reason}). `uho backfill {program} {chunk.options}` reads the "
+            "chunk's records from the archive again, as materializing them does: nothing kept of it is trusted any more"
         )
 
 
@@ -212,7 +217,7 @@ class LakeChunk:
         if manifest is None:
             raise RecordsMissingError(self.program.key, self.chunk, "the lake has no records of it")
         if manifest.damaged is not None:
-            raise PartAlteredError(f"{self.folder}/{manifest.damaged}", "found before")
+            raise self._altered(manifest.damaged, "found before")
         if not manifest.complete:
             reason = f"the lake has its records only up to slot {manifest.position}"
             raise RecordsMissingError(self.program.key, self.chunk, reason)
@@ -240,8 +245,16 @@ class LakeChunk:
             try:
                 yield from self.read_part(stretch)
             except PartAlteredError:
-                self.write_manifest(manifest.model_copy(update={"damaged": stretch.file}))
+                self.mark_damaged(manifest, stretch)
                 raise
+
+    def mark_damaged(self, manifest: Manifest, stretch: Stretch) -> None:
+        """Have the manifest remember that a part is not what was written, so that the next attempt starts over.
+
+        Nothing is written when another attempt has replaced the manifest since it was read.
+        """
+        if self.manifest() == manifest:
+            self.write_manifest(manifest.model_copy(update={"damaged": stretch.file}))
 
     def read_part(self, stretch: Stretch) -> Iterator[pa.RecordBatch]:
         """Yield a part's row groups.
@@ -249,23 +262,30 @@ class LakeChunk:
         Raises:
             PartAlteredError: it is not there, cannot be read, or has other records than were written.
         """
-        path = f"{self.folder}/{stretch.file}"
+        name = str(stretch.file)
+        path = f"{self.folder}/{name}"
         digest, records = NO_RECORDS, 0
-        if self.files.size(path) != stretch.bytes:
-            raise PartAlteredError(path, "it is missing or has another size")
+        size = self.files.size(path)
+        if size is None:
+            raise self._altered(name, "it is missing")
+        if size != stretch.bytes:
+            raise self._altered(name, f"it has {size:,} bytes, written were {stretch.bytes:,}")
         try:
             with self.files.open(path) as source, pq.ParquetFile(source) as parquet:
                 if not parquet.schema_arrow.equals(uho_native.record_schema()):
-                    raise PartAlteredError(path, "its columns are no record's")
+                    raise self._altered(name, "its columns are no record's")
                 for index in range(parquet.num_row_groups):
                     for batch in parquet.read_row_group(index).combine_chunks().to_batches():
                         digest = uho_native.add_digests(digest, uho_native.record_digest(batch))
                         records += batch.num_rows
                         yield batch
         except (OSError, pa.ArrowException) as error:
-            raise PartAlteredError(path, f"Parquet cannot read it: {type(error).__name__}") from None
+            raise self._altered(name, f"Parquet cannot read it: {type(error).__name__}") from None
         if (digest, records) != (stretch.digest, stretch.records):
-            raise PartAlteredError(path, "its records have another digest")
+            raise self._altered(name, "its records have another digest")
+
+    def _altered(self, name: str, reason: str) -> PartAlteredError:
+        return PartAlteredError(self.program.key, self.chunk, f"{self.folder}/{name}", reason)
 
     def writer(self, attempt: str, settings: Settings, say: Say) -> "ChunkWriter":
         """Return the writer of this chunk for one attempt; `say` is told whenever kept parts are given up."""

@@ -25,6 +25,7 @@ from uho_pipelines.runtime.postgres import EmbeddedPostgres
 from uho_pipelines.runtime.process import Child, ChildFailedError, start_child
 from uho_pipelines.runtime.secrets import read_or_create_secret
 from uho_pipelines.settings import Settings
+from uho_pipelines.warehouse import migrate
 
 PROJECT_ROOT = Path(uho_pipelines.__file__).resolve().parent.parent
 """The folder with `dagster.yaml`, `workspace.yaml` and `sidecar/`."""
@@ -202,20 +203,34 @@ def settings_environment(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def backing_services(settings: Settings, say: Callable[[str], None]) -> Generator[Stack]:
-    """Have Postgres and the sidecar run.
+def running_warehouse(settings: Settings) -> Generator[Settings]:
+    """Have Postgres run with an up-to-date ledger; yield the settings with its URL.
 
-    What runs already (of a `uho up` beside this, or the Postgres of `UHO_POSTGRES_URL`) is used and left running; what
-    is started here is stopped on leaving.
+    A server that runs already, or that `UHO_POSTGRES_URL` names, is used and left running.
     """
     settings.home.mkdir(parents=True, exist_ok=True)
     with ExitStack() as exits:
         if settings.postgres_url is None:
             server = exits.enter_context(EmbeddedPostgres(settings.home))
-            dagster_storage = server.url("dagster")
             settings = settings.model_copy(update={"postgres_url": SecretStr(server.url("uho"))})
-        else:
-            dagster_storage = settings.postgres_url.get_secret_value()
+        assert settings.postgres_url is not None  # noqa: S101 - it was filled in above
+        migrate(settings.postgres_url.get_secret_value())
+        yield settings
+
+
+@contextmanager
+def backing_services(settings: Settings, say: Callable[[str], None], *, sidecar: bool = True) -> Generator[Stack]:
+    """Have Postgres run, and the `sidecar` too where the archive is needed.
+
+    What runs already (of a `uho up` beside this, or the Postgres of `UHO_POSTGRES_URL`) is used and left running; what
+    is started here is stopped on leaving.
+    """
+    embedded = settings.postgres_url is None
+    with ExitStack() as exits:
+        settings = exits.enter_context(running_warehouse(settings))
+        assert settings.postgres_url is not None  # noqa: S101 - it runs
+        warehouse = settings.postgres_url.get_secret_value()
+        dagster_storage = EmbeddedPostgres(settings.home).url("dagster") if embedded else warehouse
         dagster_storage = os.environ.get("UHO_DAGSTER_POSTGRES_URL") or dagster_storage
         scheme, rest = dagster_storage.split("://", 1)
         environment = {
@@ -227,7 +242,7 @@ def backing_services(settings: Settings, say: Callable[[str], None]) -> Generato
         }
         stack = Stack(settings, environment, say)
         exits.callback(stack.stop)
-        if not sidecar_answers(settings.sidecar_url):
+        if sidecar and not sidecar_answers(settings.sidecar_url):
             stack.add("sidecar", lambda: start_sidecar(settings))
         yield stack
 

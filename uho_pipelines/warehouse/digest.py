@@ -11,13 +11,14 @@ hashing `jsonb_strip_nulls(to_jsonb(row))::text` (686,000 against 165,000 rows/s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from psycopg import sql
 
 from uho_pipelines.chunks import Chunk
 from uho_pipelines.registry import Program
 from uho_pipelines.warehouse.connection import Connection
-from uho_pipelines.warehouse.tables import TablePlan, read_plan
+from uho_pipelines.warehouse.tables import TablePlan, WarehousePlan, read_plan
 
 
 @dataclass(frozen=True)
@@ -37,33 +38,73 @@ class Damage:
 
 def row_digest(connection: Connection, table: TablePlan, chunk: Chunk) -> tuple[int, str]:
     """Return the number of the chunk's rows in `table` and their digest (decimal; "0" for none)."""
-    query = sql.SQL(
-        "SELECT count(*), coalesce(sum(hashint8extended({row}, 0)), 0)::text FROM {table} "
-        "WHERE slot >= %s AND slot < %s"
-    ).format(row=_row_hash(table.columns), table=sql.Identifier(table.schema, table.name))
-    row = connection.execute(query, [chunk.start, chunk.end]).fetchone()
-    assert row is not None  # noqa: S101 - an aggregate always has a row
-    return int(row[0]), str(row[1])
+    return _digest(connection, table.columns, sql.Identifier(table.schema, table.name), sql.SQL("TRUE"), [], chunk)
+
+
+def quarantine_digest(connection: Connection, program: Program, chunk: Chunk) -> tuple[int, str]:
+    """Return the number of the chunk's rows in `uho.quarantine` and their digest."""
+    own = sql.SQL("(network, owner, program) = (%s, %s, %s)")
+    key = [program.network, program.owner, program.name]
+    return _digest(connection, QUARANTINE_DIGESTED, sql.Identifier("uho", "quarantine"), own, key, chunk)
+
+
+def add_row_digests(first: str, second: str) -> str:
+    """Return the digest of two disjoint sets of rows together."""
+    return str(int(first) + int(second))
 
 
 def find_damage(connection: Connection, program: Program, chunk: Chunk) -> list[Damage]:
     """Return the tables in which the chunk's rows are not those that were loaded last; an empty list: all is well."""
     plan = read_plan(connection, program)
-    damages: list[Damage] = []
     with connection.transaction():
         # One snapshot: a load that commits between two tables is no damage.
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        loaded = connection.execute(
+        return damage_in_snapshot(connection, plan, program, chunk)
+
+
+def damage_in_snapshot(connection: Connection, plan: WarehousePlan, program: Program, chunk: Chunk) -> list[Damage]:
+    """Do as `find_damage` does, in the caller's transaction, which must be of one snapshot."""
+    damages: list[Damage] = []
+    loaded = {
+        event: (rows, digest)
+        for event, rows, digest in connection.execute(
             "SELECT event, row_count, row_digest FROM uho.chunk_table "
-            "WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s) ORDER BY event",
+            "WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s)",
             [program.network, program.owner, program.name, chunk.start],
-        ).fetchall()
-        for event, rows, digest in loaded:
-            table = plan.tables.get(event)
-            found = (0, "") if table is None else row_digest(connection, table, chunk)
-            if found != (rows, digest):
-                damages.append(Damage(event, f"{table.schema}.{table.name}" if table else None, rows, found[0]))
+        )
+    }
+    # Tables that came after the load have no digest of the chunk, and no rows of it.
+    for event in sorted(loaded.keys() | plan.tables.keys()):
+        table = plan.tables.get(event)
+        expected = loaded.get(event, (0, "0"))
+        found = (0, "") if table is None else row_digest(connection, table, chunk)
+        if found != expected:
+            damages.append(Damage(event, f"{table.schema}.{table.name}" if table else None, expected[0], found[0]))
     return damages
+
+
+QUARANTINE_DIGESTED = (
+    *("slot", "tx_index", "event_index", "signature", "source", "block_time", "instruction_path", "failed"),
+    *("truncated", "discriminator", "length", "reason", "idl", "payload"),
+)
+"""The columns of `uho.quarantine` that its digest covers: all that a decoder put there."""
+
+
+def _digest(
+    connection: Connection,
+    columns: Sequence[str],
+    table: sql.Identifier,
+    condition: sql.SQL,
+    values: list[Any],
+    chunk: Chunk,
+) -> tuple[int, str]:
+    query = sql.SQL(
+        "SELECT count(*), coalesce(sum(hashint8extended({row}, 0)), 0)::text FROM {table} "
+        "WHERE {condition} AND slot >= %s AND slot < %s"
+    ).format(row=_row_hash(columns), table=table, condition=condition)
+    row = connection.execute(query, [*values, chunk.start, chunk.end]).fetchone()
+    assert row is not None  # noqa: S101 - an aggregate always has a row
+    return int(row[0]), str(row[1])
 
 
 _TYPED_HASHES = {

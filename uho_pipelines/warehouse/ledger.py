@@ -180,7 +180,7 @@ def owns_attempt(connection: Connection, program: Program, chunk: Chunk, attempt
 def finish_records(
     connection: Connection, program: Program, chunk: Chunk, attempt: uuid.UUID, certificate: Mapping[str, Any]
 ) -> None:
-    """Mark the chunk's records complete, with their certificate.
+    """Mark the chunk's records complete, and append their certificate to the program's chain.
 
     Rows of earlier records stay in the event tables. Where the new records differ, the chunk is `outdated` until its
     events are loaded again.
@@ -207,6 +207,18 @@ def finish_records(
         )
         if updated.rowcount == 0:
             raise AttemptFencedError(program.key, chunk, "records")
+        # Its number and hashes are the chain's business: a trigger sets them.
+        connection.execute(
+            "WITH line AS (INSERT INTO uho.certificate (network, owner, program, chunk_start, chunk_end, attempt, "
+            "record_count, records_digest, certificate) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING number) "
+            "UPDATE uho.chunk SET certificate_number = line.number FROM line "
+            "WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s)",
+            [
+                *(*chunk_key(program, chunk), chunk.end, attempt),
+                *(of_program["records"], of_program["digest"], as_jsonb(certificate)),
+                *chunk_key(program, chunk),
+            ],
+        )
 
 
 def fail_attempt(

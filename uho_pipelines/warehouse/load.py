@@ -23,7 +23,7 @@ from uho_pipelines.chunks import Chunk
 from uho_pipelines.errors import UhoError
 from uho_pipelines.registry import Program
 from uho_pipelines.warehouse.connection import Connection
-from uho_pipelines.warehouse.digest import row_digest
+from uho_pipelines.warehouse.digest import quarantine_digest, row_digest
 from uho_pipelines.warehouse.ledger import AttemptFencedError, as_jsonb, chunk_key
 from uho_pipelines.warehouse.tables import TablePlan, WarehousePlan, read_plan
 
@@ -129,11 +129,15 @@ class ChunkLoad:
                 "VALUES (%s, %s, %s, %s, %s, %s, %s)",
                 [[*self._key, event, rows, digest] for event, (rows, digest) in found.items()],
             )
+        quarantined, quarantined_digest = quarantine_digest(self.connection, self.program, self.chunk)
+        if quarantined != self._quarantine.rows:
+            raise RowsMisplacedError(self.program.key, self.chunk, "uho.quarantine", self._quarantine.rows, quarantined)
         counted = as_jsonb(counts)
         self._update_own_row(
             "events_state = 'complete', events_finished_at = now(), events_error = NULL, events_counts = %s, "
-            "loaded_at = now(), loaded_counts = %s, loaded_digest = %s, loaded_idl_hash = %s",
-            [counted, counted, records_digest, self.program.idl_hash],
+            "loaded_at = now(), loaded_counts = %s, loaded_digest = %s, loaded_idl_hash = %s, "
+            "quarantine_digest = %s",
+            [counted, counted, records_digest, self.program.idl_hash, quarantined_digest],
         )
         self.connection.commit()
         rows = {event: rows for event, (rows, _) in found.items()}

@@ -29,6 +29,19 @@ class PostgresUnsuitableError(UhoError):
         )
 
 
+def newest_revision() -> str:
+    """Return the migration that brings the ledger up to date; they are numbered."""
+    return max(path.name.split("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*_*.py"))
+
+
+def is_migrated(connection: Connection) -> bool:
+    """Return whether the ledger is there and up to date."""
+    with connection.transaction():
+        if connection.execute("SELECT to_regclass('uho.schema_version')").fetchone() == (None,):
+            return False
+        return connection.execute("SELECT version_num FROM uho.schema_version").fetchall() == [(newest_revision(),)]
+
+
 def migrate(url: str) -> None:
     """Make or migrate schema `uho` at `url`. Processes that start at once wait for each other (an advisory lock).
 
