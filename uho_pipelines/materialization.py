@@ -41,8 +41,9 @@ APPLICATION = "uho pipelines"
 STREAM_ATTEMPTS = 5
 """A stream that fails for a reason that can pass is begun again so many times without a new checkpoint in between."""
 
-LOAD_ATTEMPTS = 3
-"""A load that Postgres ends for a reason that can pass is done again so many times in all."""
+LOAD_ATTEMPTS = 6
+"""A load that Postgres ends for a reason that can pass is done so many times in all, over about half a minute: so long
+a server takes to recover from its log."""
 
 RESTARTS = 2
 """A chunk starts over so often because what is read again differs; after that the archive is not to be trusted."""
