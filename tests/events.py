@@ -9,12 +9,16 @@ from typing import Any
 
 import pyarrow as pa
 import uho_native
-from streams import CHUNK_SLOTS, make_program
+import yaml
+from solders.pubkey import Pubkey
+from streams import CHUNK_SLOTS, certificate, make_program, program_id
 
-from uho_pipelines.archive import record_batch
+from uho_pipelines.archive import Checkpoint, Done, record_batch
 from uho_pipelines.chunks import Chunk
 from uho_pipelines.decoding import decode, decoder_for
-from uho_pipelines.registry import IdlVersion, Program
+from uho_pipelines.lake import Lake
+from uho_pipelines.registry import IdlVersion, Program, read_program
+from uho_pipelines.settings import Settings
 from uho_pipelines.warehouse import Connection, LoadResult, WarehousePlan, chunk_load, connect, ensure_tables
 from uho_pipelines.warehouse.ledger import begin_attempt
 
@@ -127,6 +131,38 @@ def load(url: str, program: Program, *records: Record, chunk: Chunk = CHUNK, dig
             if records:
                 chunk_of_events.write(decoded(program, *records))
             return chunk_of_events.commit({"decoded": len(records)}, digest)
+
+
+def registered(settings: Settings, name: str, *versions: tuple[int, bytes], **fields: Any) -> Program:
+    """Write a program folder with these IDL versions and fields of program.yaml; return the program as it is read."""
+    folder = settings.programs_dir / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for slot, content in versions:
+        (folder / f"from-{slot}.json").write_bytes(content)
+    document = {
+        "program_id": str(program_id(name)),
+        "network": "sim",
+        "owner": "demo",
+        "first_slot": 0,
+        "last_slot": 10 * CHUNK_SLOTS - 1,
+        "idls": [{"from_slot": slot, "file": f"from-{slot}.json"} for slot, _ in versions],
+        **fields,
+    }
+    (folder / "program.yaml").write_text(yaml.safe_dump(document))
+    return read_program(folder, settings)
+
+
+def keep(settings: Settings, program: Program, *records: Record, chunk: Chunk = CHUNK) -> None:
+    """Have the lake hold a chunk's records, complete, as if they had been streamed."""
+    batches = [batch_of(program, records)] if records else []
+    proof = certificate(chunk.start, chunk.end, batches, [Pubkey.from_string(program.program_id)])
+    writer = Lake(settings).chunk(program, chunk).writer("test", settings, lambda _: None)
+    writer.begin(start_over=True)
+    writer.restart(chunk.start)
+    for batch in batches:
+        writer.write(batch)
+    writer.checkpoint(Checkpoint(chunk.end, proof))
+    writer.finish(Done(proof))
 
 
 def rows(url: str, query: str, *values: Any) -> list[Any]:

@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import uho_native
+from solders.pubkey import Pubkey
+from solders.signature import Signature
 
 PROGRAM = bytes([7]) * 32
 DISCRIMINATOR = bytes(range(1, 9))
@@ -176,7 +178,17 @@ def test_decoded_batches_have_the_tables_schema_and_encode():
         "decoded": 1,
         "undecodable": 1,
         "decoded_by": [{"event": "Said", "idl": "said.json", "count": 1}],
-        "undecodable_by": [{"discriminator": b"somethin".hex(), "reason": "unknown_discriminator", "count": 1}],
+        "undecodable_by": [
+            {
+                "discriminator": b"somethin".hex(),
+                "reason": "unknown_discriminator",
+                "count": 1,
+                "first_slot": 5,
+                "last_slot": 5,
+                "least_unexplained": 6,
+                "most_unexplained": 6,
+            }
+        ],
         "fallback": [],
     }
     assert uho_native.encode_copy(rows)
@@ -209,3 +221,13 @@ def test_what_is_no_certificate_is_refused():
         uho_native.certificate_fault("{}")
     with pytest.raises(ValueError, match="not a certificate"):
         uho_native.merge_certificates("{}", "{}")
+
+
+def test_addresses_and_signatures_become_base58() -> None:
+    keys = [bytes(32), bytes(range(32)), None, b"\xff" * 32]
+    text = uho_native.base58(pa.array(keys, pa.binary(32))).to_pylist()
+    assert text == [None if key is None else str(Pubkey.from_bytes(key)) for key in keys]
+    signature = bytes(range(64))
+    assert uho_native.base58(pa.array([signature], pa.binary(64))).to_pylist() == [str(Signature.from_bytes(signature))]
+    with pytest.raises(ValueError, match="32 or 64 bytes"):
+        uho_native.base58(pa.array([b"x"], pa.binary(1)))

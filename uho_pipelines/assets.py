@@ -336,6 +336,12 @@ def _counts_metadata(outcome: EventsOutcome) -> dict[str, Any]:
 def _events_metadata(outcome: EventsOutcome, chunk: Chunk) -> dict[str, Any]:
     seconds = max(outcome.seconds, 1e-9)
     certificate = outcome.manifest.certificate or {}
+    changed = {
+        "indexes built": ", ".join(outcome.indexes.built),
+        "indexes dropped": ", ".join(outcome.indexes.dropped),
+        "index faults": "; ".join(outcome.indexes.faults),
+        "Parquet files": outcome.parquet_files,
+    }
     matched: Sequence[int] = [counts["matched"] for counts in certificate.get("programs", {}).values()]
     return {
         **_counts_metadata(outcome),
@@ -347,5 +353,6 @@ def _events_metadata(outcome: EventsOutcome, chunk: Chunk) -> dict[str, Any]:
         "events/s": round(outcome.counts.decoded / seconds),
         "lake bytes/s": round(outcome.manifest.bytes / seconds),
         "quarantined": outcome.result.quarantined if outcome.result else 0,
+        **{name: value for name, value in changed.items() if value},
         "certificate": certificate_table(certificate),
     }

@@ -14,14 +14,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from uho_pipelines.chunks import Chunk, parse_key, select_chunks
+from uho_pipelines.decoding import decoder_for
 from uho_pipelines.definitions import build_definitions
 from uho_pipelines.errors import UhoError
 from uho_pipelines.materialization import Progress as ChunkProgress
-from uho_pipelines.materialization import listening
+from uho_pipelines.materialization import listening, warehouse_url
 from uho_pipelines.redaction import redact
 from uho_pipelines.registry import Program, load_registry
 from uho_pipelines.runtime.stack import Stack, backing_services, prepare_dagster
 from uho_pipelines.settings import Settings
+from uho_pipelines.warehouse import connect, ensure_tables
+from uho_pipelines.warehouse.indexes import asked_indexes, ensure_indexes
+from uho_pipelines.warehouse.ledger import fix_chunk_slots, register_program
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Run configuration: events go to the instance; the terminal shows a progress bar and a table."""
@@ -76,6 +80,29 @@ def run_backfill(settings: Settings, name: str, from_slot: int | None, to_slot: 
         results = run_chunks(stack, program, chunks, console, job=job)
     show_results(program, results, console)
     return all(result.succeeded for result in results)
+
+
+def run_index(settings: Settings, name: str, console: Console) -> bool:
+    """Have exactly the indexes that the program `name` asks for; return whether all of them are there.
+
+    Raises:
+        UnknownProgramError, ProgramRefusedError, and what starting Postgres can raise.
+    """
+    program = load_registry(settings).program(name)
+    tables = decoder_for(program).tables()
+    asked_indexes(program, tables)
+    with backing_services(settings, console.print) as stack:
+        url = warehouse_url(stack.settings)
+        with connect(url, application_name=f"uho index {program.key}") as connection:
+            fix_chunk_slots(connection, program.network, stack.settings.network(program.network).chunk_slots)
+            register_program(connection, program)
+            changes = ensure_indexes(connection, program, ensure_tables(connection, program, tables), tables)
+    for what, names in (("built", changes.built), ("dropped", changes.dropped), ("failed", changes.faults)):
+        for changed in names:
+            console.print(f"{what}: {changed}", highlight=False, markup=False, soft_wrap=True)
+    if not (changes.built or changes.dropped or changes.faults):
+        console.print(f"{program.key}: nothing to change")
+    return not changes.faults
 
 
 def run_chunks(

@@ -94,6 +94,15 @@ def verify(
 
 
 @app.command()
+def index(program: ProgramName) -> None:
+    """Build the indexes that program.yaml asks for now, without loading; drop those it no longer asks for."""
+    from uho_pipelines.backfill import run_index
+    from uho_pipelines.settings import load_settings
+
+    raise typer.Exit(0 if run_index(load_settings(), program, console) else 1)
+
+
+@app.command()
 def postgres_url() -> None:
     """Print the URL of the warehouse, for psql and other clients (it contains the password)."""
     from uho_pipelines.runtime.postgres import EmbeddedPostgres

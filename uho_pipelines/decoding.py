@@ -19,7 +19,7 @@ from uho_pipelines.registry import PROGRAM_FILE, Program, ProgramFault, ProgramR
 DECODER_VERSION = importlib.metadata.version("uho-native")
 """The native module's version; another one may decode the same records to other rows."""
 
-_decoders: dict[tuple[str, str], uho_native.Decoder] = {}
+_decoders: dict[tuple[str, str, bool], uho_native.Decoder] = {}
 
 
 def decoder_for(program: Program) -> uho_native.Decoder:
@@ -28,11 +28,11 @@ def decoder_for(program: Program) -> uho_native.Decoder:
     Raises:
         ProgramRefusedError: an IDL cannot be used.
     """
-    key = (program.program_id, program.idl_hash)
+    key = (program.program_id, program.idl_hash, program.bytea)
     if key not in _decoders:
         versions = [(version.from_slot, version.label, version.json) for version in program.idls]
         try:
-            _decoders[key] = uho_native.Decoder(program.id_bytes, versions)
+            _decoders[key] = uho_native.Decoder(program.id_bytes, versions, bytea=program.bytea)
         except uho_native.IdlError as error:
             fault = ProgramFault(f"{program.name}/{PROGRAM_FILE}", "idls", str(error))
             raise ProgramRefusedError(fault) from None

@@ -29,6 +29,7 @@ from uho_pipelines.redaction import redact
 from uho_pipelines.registry import Program, ProgramFault, ProgramRefusedError, load_registry
 from uho_pipelines.settings import Settings, load_settings
 from uho_pipelines.warehouse import Connection, connect, is_migrated, migrate
+from uho_pipelines.warehouse.indexes import asked_indexes
 from uho_pipelines.warehouse.ledger import fix_chunk_slots, get_tip, set_tip
 
 log = logging.getLogger(__name__)
@@ -91,12 +92,12 @@ def build_definitions(settings: Settings) -> dg.Definitions:
 
 
 def usable_programs(programs: Iterable[Program]) -> tuple[list[Program], list[ProgramFault]]:
-    """Return the programs whose IDLs make a decoder, and why the others do not."""
+    """Return the programs whose IDLs make a decoder that has what they ask to be indexed, and why the others do not."""
     usable: list[Program] = []
     faults: list[ProgramFault] = []
     for program in programs:
         try:
-            decoder_for(program)
+            asked_indexes(program, decoder_for(program).tables())
         except ProgramRefusedError as error:
             faults.extend(error.faults)
         else:

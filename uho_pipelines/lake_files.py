@@ -79,10 +79,12 @@ class LakeFiles:
 
     def open(self, path: str) -> Any:  # noqa: ANN401 - a pyarrow NativeFile
         """Open a file for reading at any place."""
-        filesystem, root = (
-            (fs.LocalFileSystem(), str(self.local)) if self.local is not None else (self.remote, self.root)
-        )
+        filesystem, root = self.filesystem()
         return filesystem.open_input_file(f"{root}/{path}")
+
+    def filesystem(self) -> tuple[Any, str]:
+        """Return pyarrow's file system and the root's path in it."""
+        return (fs.LocalFileSystem(), str(self.local)) if self.local is not None else (self.remote, self.root)
 
     def delete(self, path: str) -> None:
         """Remove a file; nothing happens when it is not there."""

@@ -8,7 +8,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,10 +23,12 @@ from uho_pipelines.chunks import Chunk
 from uho_pipelines.decoding import Counts, decode, decoder_for, events_by_discriminator
 from uho_pipelines.errors import UhoError
 from uho_pipelines.lake import ChunkWriter, KeptPartsDifferError, Lake, LakeTakenError, Manifest, PartAlteredError
+from uho_pipelines.parquet import EventFiles, event_files
 from uho_pipelines.redaction import redact
 from uho_pipelines.registry import Program
 from uho_pipelines.settings import Settings
-from uho_pipelines.warehouse import Connection, LoadResult, chunk_load, connect, ensure_tables
+from uho_pipelines.warehouse import Connection, LoadResult, chunk_load, connect, ensure_tables, read_plan
+from uho_pipelines.warehouse.indexes import IndexChanges, ensure_indexes
 from uho_pipelines.warehouse.ledger import (
     AttemptFencedError,
     ProgramChangedError,
@@ -165,6 +167,8 @@ class EventsOutcome:
     verdict: Verdict
     result: LoadResult | None
     seconds: float
+    indexes: IndexChanges
+    parquet_files: int
 
 
 def warehouse_url(settings: Settings) -> str:
@@ -234,14 +238,20 @@ def _load_events_once(
     manifest = folder.complete_manifest()
     decoder = decoder_for(program)
     counts = Counts()
+    result, indexes, written = None, IndexChanges(), 0
     with connect(url, application_name=f"{APPLICATION} {program.key} {chunk.key}") as connection:
         attempt = begin_attempt(connection, program, chunk, "events")
         try:
             plan = ensure_tables(connection, program, decoder.tables())
-            with chunk_load(connection, plan, program, chunk, attempt) as load:
+            tables = plan.tables.values()
+            with (
+                closing(EventFiles(event_files(settings), program, chunk, tables)) as files,
+                chunk_load(connection, plan, program, chunk, attempt) as load,
+            ):
                 for records in folder.batches():
                     decoded = decode(decoder, program, records)
                     load.write(decoded)
+                    files.write(decoded)
                     counts.add(decoded.counts)
                     slot = records.column("slot")[records.num_rows - 1].as_py() + 1
                     seconds = time.monotonic() - started
@@ -249,13 +259,21 @@ def _load_events_once(
                         Progress(job_id, program.key, chunk.key, slot, counts.decoded, counts.undecodable, seconds)
                     )
                 verdict = skip_rate(counts, events_by_discriminator(program))
-                result = None if verdict.blocks else load.commit(counts.as_json(), manifest.digest)
-            if result is None:
+                if not verdict.blocks:
+                    origin = {"records_digest": manifest.digest, "idl_hash": program.idl_hash}
+                    publish = partial(files.publish, read_plan(connection, program).tables, origin)
+                    result = load.commit(counts.as_json(), manifest.digest, before=publish)
+                    written = files.published
+            if result is not None:
+                indexes = ensure_indexes(connection, program, plan, decoder.tables())
+                for fault in indexes.faults:
+                    reporter.notice(f"{program.key}: the rows are loaded, an index is not as asked for: {fault}")
+            else:
                 fail_attempt(connection, program, chunk, attempt, "events", verdict.text, counts.as_json())
         except BaseException as error:
             _fail_apart(url, program, chunk, attempt, "events", error, counts.as_json() if counts.records else None)
             raise
-    return EventsOutcome(manifest, counts, verdict, result, time.monotonic() - started)
+    return EventsOutcome(manifest, counts, verdict, result, time.monotonic() - started, indexes, written)
 
 
 class _Reading:

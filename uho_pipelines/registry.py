@@ -6,14 +6,14 @@ program refused, with file, field and fault, and nothing else. What an IDL means
 
 import hashlib
 import re
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from solders.pubkey import Pubkey
 
 from uho_pipelines.chunks import SLOT_LIMIT
@@ -103,6 +103,12 @@ class Program:
     idls: tuple[IdlVersion, ...]
     """Ascending by `from_slot`; at least one."""
     folder: Path
+    bytea: bool = False
+    """Whether columns of addresses and signatures are bytea instead of base58 text."""
+    parquet: bool = False
+    """Whether decoded events are written as Parquet too."""
+    indexes: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict[str, tuple[tuple[str, ...], ...]])
+    """Indexes beside the primary key by event name (`*`: every event), each a list of columns or fields."""
 
     @property
     def key(self) -> str:
@@ -132,6 +138,8 @@ class Program:
     def policy_hash(self) -> str:
         """The first 8 hex characters of SHA-256 of what decides, beside the IDLs, which records become rows."""
         policy = f"{self.include_failed}:{','.join(sorted(prefix.hex() for prefix in self.ignore))}"
+        for name in ("bytea", "parquet"):
+            policy += f":{name}" if getattr(self, name) else ""
         return hashlib.sha256(policy.encode("ascii")).hexdigest()[:8]
 
 
@@ -174,6 +182,18 @@ class _IdlEntry(BaseModel):
     file: Annotated[str, Field(min_length=1, max_length=255)]
 
 
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+_Index = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=255)]],
+    Field(min_length=1, max_length=8),
+    BeforeValidator(_as_list),
+]
+"""An index: a column, or a list of columns."""
+
+
 class _ProgramFile(BaseModel):
     """The fields of program.yaml."""
 
@@ -187,6 +207,11 @@ class _ProgramFile(BaseModel):
     scan_group: str | None = None
     include_failed: bool = False
     ignore: Annotated[list[str], Field(max_length=1_000)] = Field(default_factory=list[str])
+    bytea: bool = False
+    parquet: bool = False
+    indexes: Annotated[dict[str, Annotated[list[_Index], Field(max_length=32)]], Field(max_length=1_000)] = Field(
+        default_factory=dict[str, list[_Index]]
+    )
     idls: Annotated[list[_IdlEntry], Field(min_length=1, max_length=IDL_VERSIONS)]
 
 
@@ -280,6 +305,9 @@ def read_program(folder: Path, settings: Settings) -> Program:
         ignore=tuple(bytes.fromhex(text) for text in fields.ignore),
         idls=tuple(sorted(idls, key=lambda version: version.from_slot)),
         folder=folder,
+        bytea=fields.bytea,
+        parquet=fields.parquet,
+        indexes={event: tuple(tuple(index) for index in asked) for event, asked in fields.indexes.items()},
     )
 
 

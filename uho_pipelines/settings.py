@@ -94,6 +94,10 @@ class Settings(BaseSettings):
     lake_dir: str = ""
     """The lake: a folder, or `s3://bucket/prefix`. Empty: `UHO_HOME/lake`."""
 
+    events_dir: str = ""
+    """Decoded events as Parquet, of programs that ask for it: a folder, or `s3://bucket/prefix`. Empty:
+    `UHO_HOME/events`."""
+
     networks: dict[str, NetworkSettings] = Field(default_factory=dict)
     """Networks by name; what is not set is as in `NETWORK_DEFAULTS`."""
 
@@ -133,6 +137,8 @@ class Settings(BaseSettings):
         object.__setattr__(self, "sidecar_url", self.sidecar_url.rstrip("/"))
         if not self.lake_dir:
             object.__setattr__(self, "lake_dir", str(home / "lake"))
+        if not self.events_dir:
+            object.__setattr__(self, "events_dir", str(home / "events"))
         simulated = self.networks["sim"]
         if simulated.archive_url is None:
             self.networks["sim"] = simulated.model_copy(update={"archive_url": f"file://{home / 'sim'}"})

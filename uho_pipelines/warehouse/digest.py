@@ -9,7 +9,7 @@ change; they work on values, not on text, so no setting of a session changes the
 hashing `jsonb_strip_nulls(to_jsonb(row))::text` (686,000 against 165,000 rows/s of a swap event).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +38,15 @@ class Damage:
 
 def row_digest(connection: Connection, table: TablePlan, chunk: Chunk) -> tuple[int, str]:
     """Return the number of the chunk's rows in `table` and their digest (decimal; "0" for none)."""
-    return _digest(connection, table.columns, sql.Identifier(table.schema, table.name), sql.SQL("TRUE"), [], chunk)
+    row = _row_hash(table.columns, table.kinds)
+    return _digest(connection, row, sql.Identifier(table.schema, table.name), sql.SQL("TRUE"), [], chunk)
 
 
 def quarantine_digest(connection: Connection, program: Program, chunk: Chunk) -> tuple[int, str]:
     """Return the number of the chunk's rows in `uho.quarantine` and their digest."""
     own = sql.SQL("(network, owner, program) = (%s, %s, %s)")
     key = [program.network, program.owner, program.name]
-    return _digest(connection, QUARANTINE_DIGESTED, sql.Identifier("uho", "quarantine"), own, key, chunk)
+    return _digest(connection, _row_hash(QUARANTINE_DIGESTED, {}), sql.Identifier("uho", "quarantine"), own, key, chunk)
 
 
 def add_row_digests(first: str, second: str) -> str:
@@ -92,7 +93,7 @@ QUARANTINE_DIGESTED = (
 
 def _digest(
     connection: Connection,
-    columns: Sequence[str],
+    row_hash: sql.Composable,
     table: sql.Identifier,
     condition: sql.SQL,
     values: list[Any],
@@ -101,7 +102,7 @@ def _digest(
     query = sql.SQL(
         "SELECT count(*), coalesce(sum(hashint8extended({row}, 0)), 0)::text FROM {table} "
         "WHERE {condition} AND slot >= %s AND slot < %s"
-    ).format(row=_row_hash(columns), table=table, condition=condition)
+    ).format(row=row_hash, table=table, condition=condition)
     row = connection.execute(query, [*values, chunk.start, chunk.end]).fetchone()
     assert row is not None  # noqa: S101 - an aggregate always has a row
     return int(row[0]), str(row[1])
@@ -117,14 +118,14 @@ _TYPED_HASHES = {
 """Columns that every table has and that are never null: their types' own hashes are those of a record, for less."""
 
 
-def _row_hash(columns: Sequence[str]) -> sql.Composable:
+def _row_hash(columns: Sequence[str], kinds: Mapping[str, str]) -> sql.Composable:
     """Return the SQL of a row's 64 bits: exclusive or of its columns' hashes, where a null's is 0."""
-    return sql.SQL(" # ").join(_column_hash(column) for column in columns)
+    return sql.SQL(" # ").join(_column_hash(column, kinds.get(column)) for column in columns)
 
 
-def _column_hash(column: str) -> sql.Composable:
+def _column_hash(column: str, kind: str | None) -> sql.Composable:
     # A record of one column has every type's hash behind one name, and is the only one that takes nulls.
     form = "hash_record_extended(ROW({}), hashtextextended({}, 0))"
-    if column in _TYPED_HASHES:
+    if column in _TYPED_HASHES and kind != "bytea":
         form = _TYPED_HASHES[column] + "({}, hashtextextended({}, 0))"
     return sql.SQL(form).format(sql.Identifier(column), sql.Literal(column))  # pyright: ignore[reportArgumentType]

@@ -8,7 +8,7 @@ COPYed a few megabytes at a time. Memory is bounded by `GATHERED_BYTES` and one 
 """
 
 import uuid
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,8 +111,12 @@ class ChunkLoad:
         if decoded.quarantine.num_rows:
             self._take(self._quarantine, _quarantine_rows(self.program, decoded.quarantine))
 
-    def commit(self, counts: Mapping[str, Any], records_digest: str) -> LoadResult:
+    def commit(
+        self, counts: Mapping[str, Any], records_digest: str, *, before: Callable[[], object] = lambda: None
+    ) -> LoadResult:
         """Write counts and digests to the ledger and commit; `records_digest` is of the records that were decoded.
+
+        `before` is called when nothing but the commit is left to do, while the chunk is locked.
 
         Raises:
             AttemptFencedError: a later attempt owns the chunk; nothing was changed.
@@ -139,6 +143,7 @@ class ChunkLoad:
             "quarantine_digest = %s",
             [counted, counted, records_digest, self.program.idl_hash, quarantined_digest],
         )
+        before()
         self.connection.commit()
         rows = {event: rows for event, (rows, _) in found.items()}
         return LoadResult(rows, {event: digest for event, (_, digest) in found.items()}, self._quarantine.rows)

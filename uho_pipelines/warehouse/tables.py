@@ -67,12 +67,17 @@ class ColumnChangedError(ColumnTypeError):
     def __init__(self, table: str, column: str, kept: str, wanted: str) -> None:
         self.kept = kept
         self.wanted = wanted
+        what = (
+            "If the layout changed on chain, list the new IDL in program.yaml as a version of its own beside the old "
+            "one. If the old IDL was wrong,"
+        )
+        if {kept, wanted} == {"text", "bytea"}:
+            what = "If `bytea` was changed in program.yaml, change it back, or"
         super().__init__(
             table,
             column,
-            f"is {kept} and the IDL versions now ask for {wanted}; columns never change their type. If the layout "
-            "changed on chain, list the new IDL in program.yaml as a version of its own beside the old one. If the old "
-            f"IDL was wrong, DROP TABLE {table} and materialize all events of the program again",
+            f"is {kept} and program.yaml and its IDL versions now ask for {wanted}; columns never change their type. "
+            f"{what} DROP TABLE {table} and materialize all events of the program again",
         )
 
 
@@ -95,6 +100,8 @@ class TablePlan:
     columns: tuple[str, ...]
     field_columns: Mapping[str, str]
     """The event's own fields: name in the IDL → column."""
+    kinds: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Column → its type, as `POSTGRES_TYPES` writes it."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,8 @@ def read_plan(connection: Connection, program: Program) -> WarehousePlan:
         made = {name: column for name, column in fields.get(event, {}).items() if column in present}
         ours = {*FIXED_COLUMNS, *made.values()}
         columns = tuple(column for column in present if column in ours)
-        plans[event] = TablePlan(program.schema_name, table, columns, made)
+        kinds = {column: present[column] for column in columns}
+        plans[event] = TablePlan(program.schema_name, table, columns, made, kinds)
     return WarehousePlan(program.schema_name, plans)
 
 
@@ -188,7 +196,7 @@ def _ensure_table(
     else:
         _add_columns(connection, program.schema_name, name, columns, existing)
     _comment(connection, program.schema_name, name, table, fields, existing)
-    return TablePlan(program.schema_name, name, tuple(columns), fields)
+    return TablePlan(program.schema_name, name, tuple(columns), fields, columns)
 
 
 def _create(connection: Connection, schema: str, name: str, columns: Mapping[str, str]) -> None:

@@ -17,6 +17,9 @@ class IdlError(ValueError):
 class DecodeError(ValueError):
     """A batch could not be decoded at all. Payloads that do not decode are no error: they are quarantined."""
 
+class PayloadError(ValueError):
+    """A payload that no IDL version decodes. The message names code, field, offset and what is wrong there."""
+
 class CopyError(ValueError):
     """A batch has no COPY form: a column without a rule, or a value out of its Postgres type's range."""
 
@@ -61,6 +64,12 @@ def encode_copy(batch: pa.RecordBatch) -> bytes:
     the batch then.
     """
 
+def base58(array: pa.Array) -> pa.Array:
+    """Addresses or signatures (fixed size binary of 32 or 64 bytes) as base58 text; null stays null.
+
+    Raises ValueError for an array of any other type.
+    """
+
 class DecodedBy(TypedDict):
     """Decoded rows of one event by one IDL version."""
 
@@ -69,11 +78,19 @@ class DecodedBy(TypedDict):
     count: int
 
 class UndecodableBy(TypedDict):
-    """Rows in quarantine of one discriminator (hexadecimal) for one reason (its code)."""
+    """Rows in quarantine of one discriminator (hexadecimal) for one reason (its code).
+
+    Slots are the first and last such row's. Unexplained are the bytes of a payload from where reading it stopped:
+    the fewest and the most.
+    """
 
     discriminator: str
     reason: str
     count: int
+    first_slot: int
+    last_slot: int
+    least_unexplained: int
+    most_unexplained: int
 
 class Fallback(TypedDict):
     """Rows of one event decoded by a version that was not in force. Slots are the first and last such row's."""
@@ -84,6 +101,26 @@ class Fallback(TypedDict):
     first_slot: int
     last_slot: int
     count: int
+
+class EventDescription(TypedDict):
+    """An event of one IDL version: its discriminator (hexadecimal) and its fields' names and types.
+
+    A type is written with everything that it is made of: texts differ wherever bytes are read differently.
+    """
+
+    idl: str
+    event: str
+    discriminator: str
+    fields: list[tuple[str, str]]
+
+class Explanation(TypedDict):
+    """A decoded payload: fields are (name, first byte, first byte behind it, value as JSON)."""
+
+    event: str
+    idl: str
+    fallback: bool
+    discriminator_bytes: int
+    fields: list[tuple[str, int, int, str]]
 
 class DecodeCounts(TypedDict):
     """What became of the records of a batch.
@@ -145,12 +182,20 @@ class Decoder:
 
     ``program`` is the program id (32 bytes). A version is its first slot, its label (the file name, which
     counts and reasons quote) and the bytes of its file; both IDL formats are read. Raises IdlError when a file
-    cannot be read or an event needs what is not supported, and ValueError when the id is malformed.
+    cannot be read or an event needs what is not supported, and ValueError when the id is malformed. With ``bytea``
+    columns of addresses and signatures ask for that Postgres type; what is nested stays base58.
     """
 
-    def __new__(cls, program: bytes, versions: list[tuple[int, str, bytes]]) -> Decoder: ...
+    def __new__(cls, program: bytes, versions: list[tuple[int, str, bytes]], *, bytea: bool = False) -> Decoder: ...
     def tables(self) -> list[EventTable]:
         """One table per event name, in the order the names first appear over the versions."""
+    def describe(self) -> list[EventDescription]:
+        """Every event of every version, versions in ascending order."""
+    def explain(self, payload: bytes, slot: int) -> Explanation:
+        """Decodes one payload as at ``slot``, and says which bytes each field was read from.
+
+        Raises PayloadError when no version decodes it.
+        """
     def decode(self, batch: pa.RecordBatch, *, include_failed: bool, ignore: list[bytes]) -> Decoded:
         """Decodes a batch of the program's records, whole blocks.
 

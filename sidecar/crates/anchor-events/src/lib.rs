@@ -14,7 +14,8 @@ mod log_stack;
 pub mod records;
 
 pub use decoding::{
-    DecodeCounts, DecodeError, DecodePolicy, Decoded, Decoder, EventTable, IdlError, IdlVersion,
+    DecodeCounts, DecodeError, DecodePolicy, Decoded, Decoder, EventDescription, EventTable,
+    Explanation, FieldBytes, FieldDescription, IdlError, IdlVersion,
 };
 pub use digest::{RowDigests, record_digest};
 pub use log_stack::InstructionPath;

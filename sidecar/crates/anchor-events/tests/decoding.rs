@@ -128,7 +128,7 @@ fn every_record_is_counted_once_and_quarantined_whole() {
     let by: Vec<_> = counts
         .undecodable_by
         .iter()
-        .map(|((hex, code), count)| (hex.as_str(), code.as_str(), *count))
+        .map(|((hex, code), found)| (hex.as_str(), code.as_str(), found.count))
         .collect();
     assert_eq!(
         by,

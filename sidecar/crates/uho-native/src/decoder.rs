@@ -21,6 +21,13 @@ pyo3::create_exception!(
     "A batch could not be decoded at all."
 );
 
+pyo3::create_exception!(
+    uho_native,
+    PayloadError,
+    pyo3::exceptions::PyValueError,
+    "A payload that no IDL version decodes."
+);
+
 /// Decodes a program's records by its IDL versions.
 #[pyclass(module = "uho_native", name = "Decoder", frozen)]
 pub(crate) struct PyDecoder(Arc<Decoder>);
@@ -28,10 +35,12 @@ pub(crate) struct PyDecoder(Arc<Decoder>);
 #[pymethods]
 impl PyDecoder {
     #[new]
+    #[pyo3(signature = (program, versions, *, bytea = false))]
     fn new(
         py: Python<'_>,
         program: &[u8],
         versions: Vec<(u64, String, Vec<u8>)>,
+        bytea: bool,
     ) -> PyResult<Self> {
         let program: [u8; 32] = program.try_into().map_err(|_| {
             pyo3::exceptions::PyValueError::new_err(format!(
@@ -49,7 +58,10 @@ impl PyDecoder {
             .collect();
         let decoder = py.detach(|| Decoder::new(program, &versions));
         decoder
-            .map(|decoder| Self(Arc::new(decoder)))
+            .map(|decoder| {
+                let decoder = if bytea { decoder.with_bytea() } else { decoder };
+                Self(Arc::new(decoder))
+            })
             .map_err(|error| IdlError::new_err(error.to_string()))
     }
 
@@ -64,6 +76,37 @@ impl PyDecoder {
             })
         };
         self.0.tables().iter().map(table).collect()
+    }
+
+    fn describe(&self, py: Python<'_>) -> PyResult<Py<PyList>> {
+        let events = PyList::empty(py);
+        for described in self.0.describe() {
+            let event = PyDict::new(py);
+            event.set_item("idl", described.idl)?;
+            event.set_item("event", described.event)?;
+            event.set_item("discriminator", described.discriminator)?;
+            let fields = described.fields.into_iter();
+            let fields = PyList::new(py, fields.map(|field| (field.name, field.kind)))?;
+            event.set_item("fields", fields)?;
+            events.append(event)?;
+        }
+        Ok(events.unbind())
+    }
+
+    fn explain(&self, py: Python<'_>, payload: &[u8], slot: u64) -> PyResult<Py<PyDict>> {
+        let explained = self
+            .0
+            .explain(payload, slot)
+            .map_err(PayloadError::new_err)?;
+        let event = PyDict::new(py);
+        event.set_item("event", explained.event)?;
+        event.set_item("idl", explained.idl)?;
+        event.set_item("fallback", explained.fallback)?;
+        event.set_item("discriminator_bytes", explained.discriminator_bytes)?;
+        let fields = explained.fields.into_iter();
+        let fields = fields.map(|field| (field.name, field.start, field.end, field.json));
+        event.set_item("fields", PyList::new(py, fields)?)?;
+        Ok(event.unbind())
     }
 
     #[pyo3(signature = (batch, *, include_failed, ignore))]
@@ -144,11 +187,15 @@ fn counts<'py>(py: Python<'py>, counts: &DecodeCounts) -> PyResult<Bound<'py, Py
     }
     dictionary.set_item("decoded_by", decoded_by)?;
     let undecodable_by = PyList::empty(py);
-    for ((discriminator, reason), count) in &counts.undecodable_by {
+    for ((discriminator, reason), found) in &counts.undecodable_by {
         let entry = PyDict::new(py);
         entry.set_item("discriminator", discriminator)?;
         entry.set_item("reason", reason)?;
-        entry.set_item("count", count)?;
+        entry.set_item("count", found.count)?;
+        entry.set_item("first_slot", found.first_slot)?;
+        entry.set_item("last_slot", found.last_slot)?;
+        entry.set_item("least_unexplained", found.least_unexplained)?;
+        entry.set_item("most_unexplained", found.most_unexplained)?;
         undecodable_by.append(entry)?;
     }
     dictionary.set_item("undecodable_by", undecodable_by)?;

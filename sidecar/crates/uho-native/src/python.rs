@@ -1,9 +1,13 @@
 //! The functions and classes of the Python module, each a thin wrapper.
 
-use arrow_array::RecordBatch;
+use std::sync::Arc;
+
+use arrow_array::{
+    Array as _, FixedSizeBinaryArray, RecordBatch, StringArray, builder::StringBuilder,
+};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use pyo3_arrow::{PyRecordBatch, PySchema};
+use pyo3_arrow::{PyArray, PyRecordBatch, PySchema};
 
 use crate::copy;
 
@@ -21,12 +25,12 @@ mod uho_native {
     use super::CopyError;
     #[pymodule_export]
     use super::{
-        add_digests, copy_header, copy_trailer, encode_copy, record_digest, record_schema,
+        add_digests, base58, copy_header, copy_trailer, encode_copy, record_digest, record_schema,
     };
     #[pymodule_export]
     use crate::certificate::{certificate_fault, merge_certificates};
     #[pymodule_export]
-    use crate::decoder::{DecodeError, IdlError, PyDecoded, PyDecoder, PyEventTable};
+    use crate::decoder::{DecodeError, IdlError, PayloadError, PyDecoded, PyDecoder, PyEventTable};
 }
 
 #[pyfunction]
@@ -74,6 +78,45 @@ fn encode_copy(py: Python<'_>, batch: PyRecordBatch) -> PyResult<Bound<'_, PyByt
         .detach(|| copy::encode_rows(&batch))
         .map_err(|error| CopyError::new_err(error.to_string()))?;
     Ok(PyBytes::new(py, &rows))
+}
+
+#[pyfunction]
+fn base58(py: Python<'_>, array: PyArray) -> PyResult<Py<PyAny>> {
+    let (array, _) = array.into_inner();
+    let values = array
+        .as_any()
+        .downcast_ref::<FixedSizeBinaryArray>()
+        .filter(|values| matches!(values.value_length(), 32 | 64))
+        .ok_or_else(|| value_error("base58 is for values of 32 or 64 bytes"))?;
+    let text = py.detach(|| PyArray::from_array_ref(Arc::new(base58_of(values))));
+    Ok(text.to_pyarrow(py)?.unbind())
+}
+
+fn base58_of(values: &FixedSizeBinaryArray) -> StringArray {
+    let mut builder = StringBuilder::with_capacity(values.len(), values.len() * 44);
+    for value in values {
+        let mut text = [0; 88];
+        let length = match value {
+            None => {
+                builder.append_null();
+                continue;
+            }
+            Some(value) => {
+                if let Ok(address) = <&[u8; 32]>::try_from(value) {
+                    let mut short = [0; 44];
+                    let length = five8::encode_32(address, &mut short);
+                    text[..44].copy_from_slice(&short);
+                    length
+                } else {
+                    let mut signature = [0; 64];
+                    signature.copy_from_slice(value);
+                    five8::encode_64(&signature, &mut text)
+                }
+            }
+        };
+        builder.append_value(String::from_utf8_lossy(&text[..usize::from(length)]));
+    }
+    builder.finish()
 }
 
 fn value_error(error: &(impl ToString + ?Sized)) -> PyErr {

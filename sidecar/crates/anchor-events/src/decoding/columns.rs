@@ -105,6 +105,17 @@ pub(super) fn field(
     Field::new(name, kind, nullable).with_metadata(metadata)
 }
 
+/// The field as `bytea`, if it is text; the values stay as they are.
+pub(super) fn bytea(field: &Field) -> Field {
+    let mut metadata = field.metadata().clone();
+    if let Some(postgres) = metadata.get_mut(POSTGRES_TYPE)
+        && postgres == "text"
+    {
+        "bytea".clone_into(postgres);
+    }
+    field.clone().with_metadata(metadata)
+}
+
 /// What a call may still put into columns of variable width. It keeps every Arrow offset in range and a
 /// hostile IDL from turning few bytes into much text.
 pub(super) struct Room(pub(super) usize);

@@ -22,9 +22,44 @@ pub struct DecodeCounts {
     /// Decoded rows by event and label of the IDL version that decoded them.
     pub decoded_by: BTreeMap<(String, String), u64>,
     /// Rows in quarantine by discriminator (hexadecimal) and reason code.
-    pub undecodable_by: BTreeMap<(String, String), u64>,
+    pub undecodable_by: BTreeMap<(String, String), Undecodable>,
     /// Rows decoded by another version than the one in force.
     pub fallback: Vec<Fallback>,
+}
+
+/// Rows in quarantine of one discriminator for one reason: what another IDL version would have to explain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Undecodable {
+    /// How many.
+    pub count: u64,
+    /// Slot of the first such record.
+    pub first_slot: u64,
+    /// Slot of the last such record.
+    pub last_slot: u64,
+    /// The fewest bytes of a payload from where reading it stopped.
+    pub least_unexplained: u64,
+    /// The most.
+    pub most_unexplained: u64,
+}
+
+impl Undecodable {
+    pub(super) fn one(slot: u64, unexplained: u64) -> Self {
+        Self {
+            count: 1,
+            first_slot: slot,
+            last_slot: slot,
+            least_unexplained: unexplained,
+            most_unexplained: unexplained,
+        }
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.count += other.count;
+        self.first_slot = self.first_slot.min(other.first_slot);
+        self.last_slot = self.last_slot.max(other.last_slot);
+        self.least_unexplained = self.least_unexplained.min(other.least_unexplained);
+        self.most_unexplained = self.most_unexplained.max(other.most_unexplained);
+    }
 }
 
 /// Rows of one event that were decoded by a version which was not in force.

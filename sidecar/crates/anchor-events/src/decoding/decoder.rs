@@ -6,8 +6,10 @@ use std::fmt::Write as _;
 use arrow_array::RecordBatch;
 
 use super::columns::Room;
-use super::counts::{DecodeCounts, Fallback};
+use super::counts::{DecodeCounts, Fallback, Undecodable};
+use super::describe::{self, EventDescription};
 use super::error::{DecodeError, IdlError, TypeFault};
+use super::explain::{self, Explanation};
 use super::idl::{self, IdlVersion};
 use super::layout::{self, Layout};
 use super::payload::{self, Fault};
@@ -91,6 +93,17 @@ enum Reading {
     },
 }
 
+impl Reading {
+    /// How many bytes of the payload no version could read.
+    fn unexplained(&self, payload: &[u8]) -> usize {
+        match self {
+            Self::Event { .. } | Self::Ambiguous { .. } => 0,
+            Self::Unknown => payload.len() - discriminator(payload).len(),
+            Self::Undecodable { fault, .. } => fault.unexplained(payload.len()),
+        }
+    }
+}
+
 impl Decoder {
     /// Compiles the IDL versions of a program, given in any order.
     pub fn new(program: [u8; 32], versions: &[IdlVersion]) -> Result<Self, IdlError> {
@@ -159,9 +172,58 @@ impl Decoder {
         })
     }
 
+    /// Has tables hold addresses and signatures as `bytea`, not as base58 text. Nested ones stay base58.
+    #[must_use]
+    pub fn with_bytea(mut self) -> Self {
+        for table in &mut self.tables {
+            table.ask_for_bytea();
+        }
+        self
+    }
+
     /// One table per event name over all versions, in the order the names first appear.
     pub fn tables(&self) -> &[EventTable] {
         &self.tables
+    }
+
+    /// Every event of every version, versions in ascending order.
+    pub fn describe(&self) -> Vec<EventDescription> {
+        let describe = |event: &Event| EventDescription {
+            idl: self.versions[event.version].label.clone(),
+            event: event.layout.shape.event.clone(),
+            discriminator: hexadecimal(&event.layout.shape.discriminator),
+            fields: describe::fields(&event.layout.shape),
+        };
+        self.events.iter().map(describe).collect()
+    }
+
+    /// Decodes one payload as at `slot`, and says where each value comes from; else why it does not decode,
+    /// with the version that was tried first.
+    pub fn explain(&self, payload: &[u8], slot: u64) -> Result<Explanation, String> {
+        let reading = self.read(payload, slot);
+        if let Reading::Event { event, fallback } = reading {
+            let shape = &self.events[event].layout.shape;
+            if let Some(fields) = explain::fields(shape, payload) {
+                return Ok(Explanation {
+                    event: shape.event.clone(),
+                    idl: self.label(event).to_owned(),
+                    fallback,
+                    discriminator_bytes: shape.discriminator.len(),
+                    fields,
+                });
+            }
+        }
+        let (_, reason, idl) = self.reason(&reading);
+        let of_event = match reading {
+            Reading::Undecodable { event, .. } => {
+                format!(
+                    " (event `{}` of {idl})",
+                    self.events[event].layout.shape.event
+                )
+            }
+            _ => String::new(),
+        };
+        Err(format!("{reason}{of_event}"))
     }
 
     /// Decodes a batch of the program's records. Transactions must be whole in it, which whole blocks are.
@@ -218,8 +280,8 @@ impl Decoder {
                     tally.counts.foreign += 1;
                 }
                 reading => {
-                    let (code, reason, idl) = self.explain(&reading);
-                    tally.undecodable(payload, code);
+                    let (code, reason, idl) = self.reason(&reading);
+                    tally.undecodable(payload, code, slot, reading.unexplained(payload));
                     quarantined.push(Quarantined { row, reason, idl });
                 }
             }
@@ -331,7 +393,7 @@ impl Decoder {
     }
 
     /// Code, reason and IDL label of a record for the quarantine.
-    fn explain(&self, reading: &Reading) -> (&'static str, String, String) {
+    fn reason(&self, reading: &Reading) -> (&'static str, String, String) {
         match reading {
             Reading::Undecodable {
                 event,
@@ -425,7 +487,7 @@ struct Tally<'a> {
     counts: DecodeCounts,
     decoded: Vec<u64>,
     fallback: BTreeMap<usize, (u64, u64, u64)>,
-    undecodable: HashMap<(Vec<u8>, &'static str), u64>,
+    undecodable: HashMap<(Vec<u8>, &'static str), Undecodable>,
 }
 
 impl<'a> Tally<'a> {
@@ -450,12 +512,13 @@ impl<'a> Tally<'a> {
         }
     }
 
-    fn undecodable(&mut self, payload: &[u8], code: &'static str) {
+    fn undecodable(&mut self, payload: &[u8], code: &'static str, slot: u64, unexplained: usize) {
         self.counts.undecodable += 1;
-        *self
-            .undecodable
+        let one = Undecodable::one(slot, unexplained as u64);
+        self.undecodable
             .entry((discriminator(payload).to_vec(), code))
-            .or_default() += 1;
+            .and_modify(|found| found.add(one))
+            .or_insert(one);
     }
 
     fn finish(self) -> DecodeCounts {
@@ -472,10 +535,10 @@ impl<'a> Tally<'a> {
                 .entry((name, self.decoder.label(event).to_owned()))
                 .or_default() += count;
         }
-        for ((discriminator, code), count) in self.undecodable {
+        for ((discriminator, code), found) in self.undecodable {
             counts
                 .undecodable_by
-                .insert((hexadecimal(&discriminator), code.to_owned()), count);
+                .insert((hexadecimal(&discriminator), code.to_owned()), found);
         }
         for (event, (first_slot, last_slot, count)) in self.fallback {
             let shape = &self.decoder.events[event].layout.shape;
@@ -492,7 +555,7 @@ impl<'a> Tally<'a> {
     }
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
         // Writing to a String cannot fail.

@@ -11,7 +11,9 @@
 mod columns;
 mod counts;
 mod decoder;
+mod describe;
 mod error;
+mod explain;
 mod fold;
 mod idl;
 mod json;
@@ -21,9 +23,11 @@ mod quarantine;
 mod rows;
 mod table;
 
-pub use counts::{DecodeCounts, Fallback};
+pub use counts::{DecodeCounts, Fallback, Undecodable};
 pub use decoder::{DecodePolicy, Decoded, Decoder};
+pub use describe::{EventDescription, FieldDescription};
 pub use error::{DecodeError, IdlError, TypeFault};
+pub use explain::{Explanation, FieldBytes};
 pub use idl::IdlVersion;
 pub use quarantine::quarantine_schema;
 pub use table::EventTable;

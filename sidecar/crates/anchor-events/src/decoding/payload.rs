@@ -32,6 +32,14 @@ pub(super) enum Invalid {
 }
 
 impl Fault {
+    /// How many bytes of a payload the reading did not reach.
+    pub(super) fn unexplained(self, payload: usize) -> usize {
+        let (Self::Truncated { offset, .. }
+        | Self::Invalid { offset, .. }
+        | Self::Trailing { offset, .. }) = self;
+        payload.saturating_sub(offset)
+    }
+
     /// The stable word for the kind of fault.
     pub(super) fn code(self) -> &'static str {
         match self {
@@ -78,6 +86,11 @@ pub(super) struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     pub(super) fn new(bytes: &'a [u8], position: usize) -> Self {
         Self { bytes, position }
+    }
+
+    /// Bytes from the start of the payload.
+    pub(super) fn position(&self) -> usize {
+        self.position
     }
 
     fn left(&self) -> usize {

@@ -12,7 +12,7 @@ use arrow_array::types::{TimestampSecondType, UInt32Type, UInt64Type};
 use arrow_array::{Array as _, ArrayRef, BooleanArray, PrimitiveArray, RecordBatch};
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
-use super::columns::{Column, ColumnKind, Room, field};
+use super::columns::{Column, ColumnKind, Room, bytea, field};
 use super::error::DecodeError;
 use super::json::WriteFault;
 use super::layout::Layout;
@@ -151,6 +151,17 @@ impl TableMerge {
 }
 
 impl EventTable {
+    /// Has columns of 32 and 64 bytes asked for as `bytea` where they would be base58 text.
+    pub(super) fn ask_for_bytea(&mut self) {
+        for schema in [&mut self.schema, &mut self.schema_with_flags] {
+            let fields = schema.fields().iter().map(|field| match field.data_type() {
+                DataType::FixedSizeBinary(_) => bytea(field),
+                _ => field.as_ref().clone(),
+            });
+            *schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+        }
+    }
+
     fn column(&mut self, source: &str, kind: ColumnKind, docs: &str, from_slot: u64) -> usize {
         let same = |column: &TableColumn| column.source == source && column.kind == kind;
         if let Some(place) = self.columns.iter().position(same) {
