@@ -72,6 +72,13 @@ def test_whole_numbers_become_numeric_to_the_last_digit():
     decimals = [Decimal(value) for value in wide]
     found = copied(column(decimals, pa.decimal256(39, 0), "numeric"))
     assert [numeric(value) for value in found if value] == wide
+    widest = [*wide, -(2**255), 2**256 - 1, 10**79, 10**80 - 1]
+    found = copied(column([str(value) for value in widest], pa.string(), "numeric"))
+    assert [numeric(value) for value in found if value] == widest
+    assert [numeric(value) for value in copied(column(["-0", "007"], pa.string(), "numeric")) if value] == [0, 7]
+    for text in ("", "-", "+1", "1.0", "1e3", "٣", "1" * 81):
+        with pytest.raises(uho_native.CopyError, match="row 0: the value does not fit Postgres numeric"):
+            uho_native.encode_copy(column([text], pa.string(), "numeric"))
 
 
 def test_integers_outside_their_postgres_type_are_an_error_that_names_the_column():

@@ -451,31 +451,6 @@ fn older_files_need_no_address_and_prefer_the_layout_given_in_events() {
 }
 
 #[test]
-fn what_is_not_supported_is_refused_by_event_field_and_type() {
-    for (kind, word) in [
-        (json!("u256"), "u256"),
-        (json!({"coption": "u8"}), "coption"),
-        (json!({"generic": "T"}), "generic"),
-    ] {
-        let message = refusal(&idl(&json!([{"name": "x", "type": kind}]), &[]));
-        assert_eq!(
-            message,
-            format!("v0.json: event `E` field `x`: type `{word}` is not supported yet")
-        );
-    }
-    let packed =
-        json!({"name": "P", "serialization": "bytemuck", "type": {"kind": "struct", "fields": []}});
-    let message = refusal(&idl(
-        &json!([{"name": "x", "type": {"vec": {"defined": {"name": "P"}}}}]),
-        &[packed],
-    ));
-    assert_eq!(
-        message,
-        "v0.json: event `E` field `x`: type `P, serialized by bytemuck` is not supported yet"
-    );
-}
-
-#[test]
 fn hostile_files_are_refused() {
     let defined = |name: &str| json!({"defined": {"name": name}});
     let structure = |name: &str, fields: Value| json!({"name": name, "type": {"kind": "struct", "fields": fields}});

@@ -136,6 +136,8 @@ enum Values<'a> {
     Decimal(&'a PrimitiveArray<Decimal256Type>),
     Real(&'a PrimitiveArray<Float32Type>),
     Double(&'a PrimitiveArray<Float64Type>),
+    /// Whole numbers in decimal: what is wider than Arrow's decimals.
+    TextNumeric(&'a StringArray),
     Text(&'a StringArray),
     Jsonb(&'a StringArray),
     Bytea(&'a BinaryArray),
@@ -238,6 +240,7 @@ impl<'a> Values<'a> {
             (DataType::Decimal256(_, 0), "numeric") => array.as_primitive_opt().map(Self::Decimal),
             (DataType::Float32, "real") => array.as_primitive_opt().map(Self::Real),
             (DataType::Float64, "double precision") => array.as_primitive_opt().map(Self::Double),
+            (DataType::Utf8, "numeric") => array.as_string_opt().map(Self::TextNumeric),
             (DataType::Utf8, "text") => array.as_string_opt().map(Self::Text),
             (DataType::Utf8, "jsonb") => array.as_string_opt().map(Self::Jsonb),
             (DataType::Binary, "bytea") => array.as_binary_opt().map(Self::Bytea),
@@ -275,6 +278,7 @@ impl<'a> Values<'a> {
             Self::Integer(array, width) => array.len().saturating_mul(*width),
             Self::IntegerNumeric(array) => array.len().saturating_mul(numeric::MOST_BYTES_U64),
             Self::Decimal(array) => array.len().saturating_mul(numeric::MOST_BYTES),
+            Self::TextNumeric(array) => array.len().saturating_mul(numeric::MOST_BYTES),
             Self::Real(array) => array.len().saturating_mul(4),
             Self::Double(array) => array.len().saturating_mul(8),
             Self::Instant(array, _) => array.len().saturating_mul(8),
@@ -353,6 +357,11 @@ impl<'a> Column<'a> {
                 numeric::write(value < 0, value.unsigned_abs(), output);
             }
             Values::Decimal(array) => numeric::write_wide(array.value(row), output),
+            Values::TextNumeric(array) => {
+                if !numeric::write_text(array.value(row), output) {
+                    return Err(self.out_of_range(row));
+                }
+            }
             Values::Real(array) => put(output, &array.value(row).to_be_bytes()),
             Values::Double(array) => put(output, &array.value(row).to_be_bytes()),
             Values::Text(array) => write_text(array.value(row).as_bytes(), output),
@@ -391,11 +400,15 @@ impl<'a> Column<'a> {
     }
 
     fn fit<T: TryFrom<i128>>(&self, value: i128, row: usize) -> Result<T, CopyError> {
-        T::try_from(value).map_err(|_| CopyError::OutOfRange {
+        T::try_from(value).map_err(|_| self.out_of_range(row))
+    }
+
+    fn out_of_range(&self, row: usize) -> CopyError {
+        CopyError::OutOfRange {
             column: self.field.name().clone(),
             row,
             postgres: self.postgres.to_owned(),
-        })
+        }
     }
 }
 

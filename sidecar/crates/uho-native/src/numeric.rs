@@ -10,8 +10,10 @@ const BASE: u128 = 10_000;
 const NEGATIVE: u16 = 0x4000;
 const HEADER_BYTES: usize = 8;
 
-/// The most digits: i256 has 77 decimal digits.
+/// The most digits: 2²⁵⁶ has 78 decimal digits.
 const MOST_DIGITS: usize = 20;
+/// Decimal digits in a digit.
+const DECIMALS: usize = 4;
 /// The largest value in bytes, without its length.
 pub(crate) const MOST_BYTES: usize = HEADER_BYTES + 2 * MOST_DIGITS;
 /// The largest value of 64 bits in bytes, without its length.
@@ -76,6 +78,29 @@ pub(crate) fn write(negative: bool, magnitude: u128, output: &mut Vec<u8>) {
         rest /= 10_000;
     }
     digits.write(negative, output);
+}
+
+/// Appends the length and the value of a whole number in decimal. False, and nothing appended, for other text
+/// and for more than 80 decimal digits.
+pub(crate) fn write_text(text: &str, output: &mut Vec<u8>) -> bool {
+    let (negative, decimals) = match text.strip_prefix('-') {
+        Some(magnitude) => (true, magnitude),
+        None => (false, text),
+    };
+    if decimals.is_empty() || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
+        return false;
+    }
+    let decimals = decimals.trim_start_matches('0');
+    if decimals.len() > MOST_DIGITS * DECIMALS {
+        return false;
+    }
+    let mut digits = Digits::new();
+    for chunk in decimals.as_bytes().rchunks(DECIMALS) {
+        let value = |digit: u16, byte: &u8| digit * 10 + u16::from(byte - b'0');
+        digits.push(chunk.iter().fold(0, value));
+    }
+    digits.write(negative && digits.length > 0, output);
+    true
 }
 
 /// Appends the length and the value of a number of 256 bits.

@@ -17,6 +17,7 @@ use arrow_schema::{ArrowError, DataType, Field};
 use super::json::{self, WriteFault};
 use super::layout::{Arena, Node, NodeId, Scalar};
 use super::payload::Cursor;
+use super::wide;
 
 /// Metadata key of a field's Postgres type.
 const POSTGRES_TYPE: &str = "uho:postgres";
@@ -39,7 +40,9 @@ impl ColumnKind {
     pub(super) fn of(arena: &Arena, node: NodeId) -> Self {
         match arena.node(node) {
             Node::Scalar(scalar) => Self::Scalar(*scalar),
-            Node::Option(inner) => Self::of(arena, *inner),
+            Node::Option(inner) | Node::Coption(inner) | Node::Padded { inner, .. } => {
+                Self::of(arena, *inner)
+            }
             _ => Self::Json,
         }
     }
@@ -62,7 +65,7 @@ impl ColumnKind {
             Scalar::F32 => DataType::Float32,
             Scalar::F64 => DataType::Float64,
             Scalar::Pubkey => DataType::FixedSizeBinary(32),
-            Scalar::String => DataType::Utf8,
+            Scalar::String | Scalar::U256 | Scalar::I256 => DataType::Utf8,
             Scalar::Bytes => DataType::Binary,
         }
     }
@@ -76,7 +79,7 @@ impl ColumnKind {
             Scalar::U8 | Scalar::I8 | Scalar::I16 => "smallint",
             Scalar::U16 | Scalar::I32 => "integer",
             Scalar::U32 | Scalar::I64 => "bigint",
-            Scalar::U64 | Scalar::U128 | Scalar::I128 => "numeric",
+            Scalar::U64 | Scalar::U128 | Scalar::I128 | Scalar::U256 | Scalar::I256 => "numeric",
             Scalar::F32 => "real",
             Scalar::F64 => "double precision",
             Scalar::Pubkey | Scalar::String => "text",
@@ -152,6 +155,8 @@ pub(super) enum Column {
     U64(UInt64Builder),
     I64(Int64Builder),
     Wide(Decimal256Builder, Signedness),
+    /// 256 bits, as decimal text.
+    Widest(StringBuilder, Signedness),
     F32(Float32Builder),
     F64(Float64Builder),
     Pubkey(FixedSizeBinaryBuilder),
@@ -160,7 +165,7 @@ pub(super) enum Column {
     Json(StringBuilder),
 }
 
-/// How the 16 bytes of a wide integer read.
+/// How the bytes of a wide integer read.
 #[derive(Clone, Copy)]
 pub(super) enum Signedness {
     Unsigned,
@@ -192,6 +197,14 @@ impl Column {
             Scalar::I64 => Self::I64(Int64Builder::with_capacity(rows)),
             Scalar::U128 => Self::Wide(wide()?, Signedness::Unsigned),
             Scalar::I128 => Self::Wide(wide()?, Signedness::Signed),
+            Scalar::U256 | Scalar::I256 => Self::Widest(
+                StringBuilder::with_capacity(rows, rows.saturating_mul(TEXT_BYTES)),
+                if scalar == Scalar::I256 {
+                    Signedness::Signed
+                } else {
+                    Signedness::Unsigned
+                },
+            ),
             Scalar::F32 => Self::F32(Float32Builder::with_capacity(rows)),
             Scalar::F64 => Self::F64(Float64Builder::with_capacity(rows)),
             Scalar::Pubkey => Self::Pubkey(FixedSizeBinaryBuilder::with_capacity(rows, 32)),
@@ -214,12 +227,33 @@ impl Column {
         cursor: &mut Cursor<'_>,
         room: &mut Room,
     ) -> Result<(), WriteFault> {
-        if let Node::Option(inner) = arena.node(node) {
-            if cursor.option()? {
-                return self.append(arena, *inner, cursor, room);
+        match arena.node(node) {
+            Node::Option(inner) => {
+                if cursor.option()? {
+                    return self.append(arena, *inner, cursor, room);
+                }
+                self.append_null();
+                return Ok(());
             }
-            self.append_null();
-            return Ok(());
+            Node::Coption(inner) => {
+                if cursor.coption()? {
+                    return self.append(arena, *inner, cursor, room);
+                }
+                cursor.take(arena.least(*inner))?;
+                self.append_null();
+                return Ok(());
+            }
+            Node::Padded {
+                before,
+                inner,
+                after,
+            } => {
+                cursor.take(*before)?;
+                self.append(arena, *inner, cursor, room)?;
+                cursor.take(*after)?;
+                return Ok(());
+            }
+            _ => {}
         }
         match self {
             Self::Bool(builder) => builder.append_value(cursor.boolean()?),
@@ -236,6 +270,14 @@ impl Column {
             }
             Self::Wide(builder, Signedness::Signed) => {
                 builder.append_value(i256::from_i128(i128::from_le_bytes(cursor.array()?)));
+            }
+            Self::Widest(builder, signedness) => {
+                let number = match signedness {
+                    Signedness::Unsigned => wide::Decimal::unsigned(cursor.array()?),
+                    Signedness::Signed => wide::Decimal::signed(cursor.array()?),
+                };
+                write!(Sink { builder, room }, "{number}")?;
+                builder.append_value("");
             }
             Self::F32(builder) => builder.append_value(f32::from_le_bytes(cursor.array()?)),
             Self::F64(builder) => builder.append_value(f64::from_le_bytes(cursor.array()?)),
@@ -279,7 +321,9 @@ impl Column {
             Self::F64(builder) => builder.append_null(),
             Self::Pubkey(builder) => builder.append_null(),
             Self::Bytes(builder) => builder.append_null(),
-            Self::Text(builder) | Self::Json(builder) => builder.append_null(),
+            Self::Text(builder) | Self::Json(builder) | Self::Widest(builder, _) => {
+                builder.append_null();
+            }
         }
     }
 
@@ -300,7 +344,9 @@ impl Column {
             Self::F64(builder) => Arc::new(builder.finish()),
             Self::Pubkey(builder) => Arc::new(builder.finish()),
             Self::Bytes(builder) => Arc::new(builder.finish()),
-            Self::Text(builder) | Self::Json(builder) => Arc::new(builder.finish()),
+            Self::Text(builder) | Self::Json(builder) | Self::Widest(builder, _) => {
+                Arc::new(builder.finish())
+            }
         }
     }
 }

@@ -55,7 +55,7 @@ fn field_words(field: &str) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TypeFault {
     /// The decoder has no rule for it.
-    #[error("type `{0}` is not supported yet")]
+    #[error("type `{0}` is not supported")]
     Unsupported(String),
     /// The file does not define it.
     #[error("type `{0}` is not defined")]
@@ -66,6 +66,37 @@ pub enum TypeFault {
     /// The type contains itself.
     #[error("type `{0}` contains itself")]
     Recursive(String),
+    /// A use of a generic type has other arguments than it has parameters.
+    #[error("type `{name}` has {parameters} generic parameters, and is used with {arguments}")]
+    Arguments {
+        /// The type.
+        name: String,
+        /// How many it has.
+        parameters: usize,
+        /// How many it is given.
+        arguments: usize,
+    },
+    /// An array's length, or an argument for one, is no number.
+    #[error("`{0}` is no number, and no generic parameter that stands for one")]
+    NoNumber(String),
+    /// What takes the same room whether it is there or not needs a fixed size.
+    #[error("a coption of values that differ in size")]
+    UnsizedCoption,
+    /// A type copied from memory does not say where its fields are.
+    #[error(
+        "type `{0}` is copied from memory, but its `repr` does not fix the order of its fields"
+    )]
+    Unordered(String),
+    /// A type copied from memory has a part that cannot be.
+    #[error(
+        "type `{owner}` is copied from memory, but its field `{field}` has no fixed place there"
+    )]
+    Unplaced {
+        /// The type.
+        owner: String,
+        /// Its field.
+        field: String,
+    },
     /// Types are nested too deeply.
     #[error("types are nested more than 64 deep")]
     TooDeep,

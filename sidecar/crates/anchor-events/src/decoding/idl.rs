@@ -1,14 +1,17 @@
-//! Reading an IDL file: both formats, made one by `anchor-lang-idl`.
+//! Reading an IDL file: both formats, spelled as the newer one and read by `anchor-lang-idl`.
 //!
 //! Only what events reach is read: instructions, accounts and types no event mentions are taken out before
-//! the library sees the file, so whatever is odd in them cannot matter. Around the library this closes
-//! gaps: byte-order marks, older files without an address, files of the newer format without its mark, a
-//! layout given in `events` comes before one of the same name in `types`, and a type that is not supported
-//! is refused by event, field and name. What a layout is made of is `layout.rs`' business.
+//! the library sees the file, so whatever is odd in them cannot matter. Files of the older format are spelled
+//! as the newer one here, with the names that the library's own conversion would give: that conversion drops
+//! generic parameters and refuses tuple structs. Other gaps that this closes: byte-order marks, files without an
+//! address, files of the newer format without its mark, `coption`, a layout given in `events` comes before one
+//! of the same name in `types`, and a type that is not supported is refused by event, field and name. What a
+//! layout is made of is `layout.rs`' business.
 
 use std::collections::{HashMap, HashSet};
 
 use anchor_lang_idl::types::{Idl, IdlTypeDef};
+use heck::SnakeCase as _;
 use serde_json::{Map, Value, json};
 
 use super::error::{IdlError, TypeFault};
@@ -17,6 +20,9 @@ use super::error::{IdlError, TypeFault};
 const MOST_IDL_BYTES: usize = 16 << 20;
 /// The deepest nesting of types.
 pub(super) const MOST_NESTING: usize = 64;
+/// How `coption`, which the library does not know, is spelled for it: as a generic type, of a name that no
+/// definition can have.
+pub(super) const COPTION: &str = "coption<T>";
 
 /// One IDL file and since when it is in force.
 #[derive(Clone, Debug)]
@@ -73,21 +79,20 @@ pub(super) fn read(program: &[u8; 32], version: &IdlVersion) -> Result<EventDefi
     let bytes = serde_json::to_vec(&reduced).map_err(|error| malformed(error.to_string()))?;
     let idl = anchor_lang_idl::convert::convert_idl(&bytes)
         .map_err(|error| malformed(error.to_string()))?;
-    Ok(pair(idl, &events))
+    Ok(pair(idl, events.len()))
 }
 
-/// Both formats leave the bodies of events at the end of the types, in order.
-fn pair(idl: Idl, events: &[RawEvent]) -> EventDefinitions {
+/// The bodies of events are at the end of the types, in order.
+fn pair(idl: Idl, events: usize) -> EventDefinitions {
     let mut types = idl.types;
-    let bodies = types.split_off(types.len().saturating_sub(events.len()));
+    let bodies = types.split_off(types.len().saturating_sub(events));
     let events = idl
         .events
         .into_iter()
         .zip(bodies)
-        .zip(events)
-        .map(|((event, body), raw)| EventDefinition {
+        .map(|(event, body)| EventDefinition {
             name: event.name,
-            discriminator: raw.discriminator.clone().unwrap_or(event.discriminator),
+            discriminator: event.discriminator,
             body,
         })
         .collect();
@@ -105,18 +110,22 @@ fn list<'a>(object: &'a Map<String, Value>, key: &str) -> &'a [Value] {
         .map_or(&[], Vec::as_slice)
 }
 
+fn list_of<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value.as_object().map_or(&[], |object| list(object, key))
+}
+
 fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
     value.get(key).and_then(Value::as_str)
 }
 
 struct RawEvent {
     name: String,
-    discriminator: Option<Vec<u8>>,
+    discriminator: Vec<u8>,
     /// The body, normalized: a type definition.
-    body: Map<String, Value>,
+    body: Value,
 }
 
-/// Collects what events reach, spelled as the library reads it.
+/// Collects what events reach, spelled in the newer format.
 struct Reader<'a> {
     file: &'a Map<String, Value>,
     older: bool,
@@ -178,11 +187,9 @@ impl<'a> Reader<'a> {
             fault,
         };
         let discriminator = match event.get("discriminator") {
-            None | Some(Value::Null) => None,
-            Some(value) => Some(
-                serde_json::from_value::<Vec<u8>>(value.clone())
-                    .map_err(|_| refused("", TypeFault::Malformed("discriminator".to_owned())))?,
-            ),
+            None | Some(Value::Null) => default_discriminator(name),
+            Some(value) => serde_json::from_value(value.clone())
+                .map_err(|_| refused("", TypeFault::Malformed("discriminator".to_owned())))?,
         };
         let inline = event.get("fields").and_then(Value::as_array);
         let (fields, definition) = if let Some(fields) = inline {
@@ -194,16 +201,15 @@ impl<'a> Reader<'a> {
                 .ok_or_else(|| refused("", TypeFault::Undefined(name.to_owned())))?;
             self.check(name, definition)
                 .map_err(|fault| refused("", fault))?;
+            if !list_of(definition, "generics").is_empty() {
+                let whole = TypeFault::Unsupported(format!("{name}<…>"));
+                return Err(refused("", whole));
+            }
             let body = definition.get("type").unwrap_or(&Value::Null);
             if text(body, "kind") != Some("struct") {
                 return Err(refused("", TypeFault::NotAStruct));
             }
-            (
-                body.get("fields")
-                    .and_then(Value::as_array)
-                    .map_or(&[][..], Vec::as_slice),
-                definition,
-            )
+            (list_of(body, "fields"), definition)
         };
         let mut normalized = Vec::with_capacity(fields.len());
         for (place, field) in fields.iter().enumerate() {
@@ -213,45 +219,25 @@ impl<'a> Reader<'a> {
                     .map_err(|fault| refused(&named, fault))?,
             );
         }
-        let mut body = Map::new();
-        body.insert("name".to_owned(), json!(name));
-        body.insert("docs".to_owned(), docs(definition));
-        body.insert(
-            "type".to_owned(),
-            json!({"kind": "struct", "fields": normalized}),
-        );
+        let body = json!({"kind": "struct", "fields": normalized});
         Ok(RawEvent {
             name: name.to_owned(),
             discriminator,
-            body,
+            body: respelled(name, definition, &body),
         })
     }
 
-    /// The file with nothing but what events reach, in its own format.
+    /// The file with nothing but what events reach.
     fn reduced_file(self, program: &[u8; 32], events: &[RawEvent]) -> Value {
         let mut address = [0; 44];
         let length = five8::encode_32(program, &mut address);
         let address = String::from_utf8_lossy(&address[..usize::from(length)]).into_owned();
         let mut types = self.types;
-        if self.older {
-            let events: Vec<_> = events
-                .iter()
-                .map(|event| {
-                    let mut fields = event.body["type"]["fields"].clone();
-                    for field in fields.as_array_mut().into_iter().flatten() {
-                        field["index"] = json!(false);
-                    }
-                    json!({"name": event.name, "fields": fields})
-                })
-                .collect();
-            return json!({
-                "version": "", "name": "", "instructions": [], "types": types, "events": events,
-                "metadata": {"address": address},
-            });
-        }
-        types.extend(events.iter().map(|event| Value::Object(event.body.clone())));
-        let events: Vec<_> =
-            events.iter().map(|event| json!({"name": event.name, "discriminator": event.discriminator.clone().unwrap_or_else(|| default_discriminator(&event.name))})).collect();
+        types.extend(events.iter().map(|event| event.body.clone()));
+        let events: Vec<_> = events
+            .iter()
+            .map(|event| json!({"name": event.name, "discriminator": event.discriminator}))
+            .collect();
         let spec = self
             .file
             .get("metadata")
@@ -266,6 +252,11 @@ impl<'a> Reader<'a> {
     fn field(&mut self, field: &'a Value, depth: usize) -> Result<Value, TypeFault> {
         if let (Some(name), Some(kind)) = (text(field, "name"), field.get("type")) {
             let kind = self.kind(kind, depth)?;
+            let name = if self.older {
+                name.to_snake_case()
+            } else {
+                name.to_owned()
+            };
             return Ok(json!({"name": name, "docs": docs(field), "type": kind}));
         }
         self.kind(field, depth)
@@ -282,7 +273,7 @@ impl<'a> Reader<'a> {
             .map(Some)
     }
 
-    /// A type as the library spells it in this file's format.
+    /// A type as the newer format spells it.
     fn kind(&mut self, kind: &'a Value, depth: usize) -> Result<Value, TypeFault> {
         if depth > MOST_NESTING {
             return Err(TypeFault::TooDeep);
@@ -290,10 +281,10 @@ impl<'a> Reader<'a> {
         if let Some(scalar) = kind.as_str() {
             return match scalar {
                 "bool" | "u8" | "i8" | "u16" | "i16" | "u32" | "i32" | "f32" | "u64" | "i64"
-                | "f64" | "u128" | "i128" | "bytes" | "string" => Ok(json!(scalar)),
-                "pubkey" | "publicKey" => {
-                    Ok(json!(if self.older { "publicKey" } else { "pubkey" }))
+                | "f64" | "u128" | "i128" | "u256" | "i256" | "bytes" | "string" => {
+                    Ok(json!(scalar))
                 }
+                "pubkey" | "publicKey" => Ok(json!("pubkey")),
                 other => Err(TypeFault::Unsupported(other.to_owned())),
             };
         }
@@ -306,35 +297,55 @@ impl<'a> Reader<'a> {
                 let inner = self.kind(argument, depth + 1)?;
                 Ok(json!({word: inner}))
             }
-            "array" => {
+            "coption" => {
+                let inner = self.kind(argument, depth + 1)?;
+                let generics = json!([{"kind": "type", "type": inner}]);
+                Ok(json!({"defined": {"name": COPTION, "generics": generics}}))
+            }
+            "array" | "genericLenArray" => {
                 let (Some(element), Some(length)) = (argument.get(0), argument.get(1)) else {
-                    return Err(TypeFault::Malformed("array".to_owned()));
+                    return Err(TypeFault::Malformed(word.clone()));
                 };
-                if !length.is_u64() {
-                    return Err(TypeFault::Unsupported("array of generic length".to_owned()));
-                }
+                let generic = length.as_str().or_else(|| text(length, "generic"));
+                let length = match generic {
+                    Some(name) => json!({"generic": name}),
+                    None if length.is_u64() => length.clone(),
+                    None => return Err(TypeFault::Malformed(word.clone())),
+                };
                 let element = self.kind(element, depth + 1)?;
                 Ok(json!({"array": [element, length]}))
             }
-            "defined" => {
+            "generic" => {
+                let name = argument.as_str();
+                let name = name.ok_or_else(|| TypeFault::Malformed(word.clone()))?;
+                Ok(json!({"generic": name}))
+            }
+            "defined" | "definedWithTypeArgs" => {
                 let name = argument.as_str().or_else(|| text(argument, "name"));
-                let name = name.ok_or_else(|| TypeFault::Malformed("defined".to_owned()))?;
-                if argument
-                    .get("generics")
-                    .and_then(Value::as_array)
-                    .is_some_and(|list| !list.is_empty())
-                {
-                    return Err(TypeFault::Unsupported(format!("{name}<…>")));
-                }
+                let name = name.ok_or_else(|| TypeFault::Malformed(word.clone()))?;
+                let arguments = list_of(argument, "generics").iter();
+                let arguments = arguments.chain(list_of(argument, "args"));
+                let arguments: Vec<_> = arguments
+                    .map(|argument| self.argument(argument, depth + 1))
+                    .collect::<Result<_, _>>()?;
                 self.definition(name, depth + 1)?;
-                Ok(if self.older {
-                    json!({"defined": name})
-                } else {
-                    json!({"defined": {"name": name}})
-                })
+                Ok(json!({"defined": {"name": name, "generics": arguments}}))
             }
             other => Err(TypeFault::Unsupported(other.to_owned())),
         }
+    }
+
+    /// What a generic parameter stands for: a type or a number.
+    fn argument(&mut self, argument: &'a Value, depth: usize) -> Result<Value, TypeFault> {
+        if let Some(number) = text(argument, "value") {
+            return Ok(json!({"kind": "const", "value": number}));
+        }
+        let kind = match (argument.get("type"), argument.get("generic")) {
+            (Some(kind), _) => self.kind(kind, depth)?,
+            (None, Some(_)) => self.kind(argument, depth)?,
+            (None, None) => return Err(TypeFault::Malformed("generics".to_owned())),
+        };
+        Ok(json!({"kind": "type", "type": kind}))
     }
 
     /// Adds a definition and all it reaches.
@@ -354,21 +365,11 @@ impl<'a> Reader<'a> {
         let body = match text(body, "kind") {
             Some("struct") => {
                 let fields = self.fields(body, depth)?.unwrap_or_default();
-                if self.older && fields.iter().any(|field| field.get("name").is_none()) {
-                    return Err(TypeFault::Unsupported(format!(
-                        "{name}, a tuple struct in the older format"
-                    )));
-                }
                 json!({"kind": "struct", "fields": fields})
             }
             Some("enum") => {
                 let mut variants = Vec::new();
-                for variant in body
-                    .get("variants")
-                    .and_then(Value::as_array)
-                    .into_iter()
-                    .flatten()
-                {
+                for variant in list_of(body, "variants") {
                     let mut normalized = Map::new();
                     normalized.insert(
                         "name".to_owned(),
@@ -385,35 +386,27 @@ impl<'a> Reader<'a> {
                 let target = body.get("alias").or_else(|| body.get("value"));
                 let target = target.ok_or_else(|| TypeFault::Malformed(name.to_owned()))?;
                 let target = self.kind(target, depth)?;
-                if self.older {
-                    json!({"kind": "alias", "value": target})
-                } else {
-                    json!({"kind": "type", "alias": target})
-                }
+                json!({"kind": "type", "alias": target})
             }
             Some(other) => return Err(TypeFault::Unsupported(other.to_owned())),
             None => return Err(TypeFault::Malformed(name.to_owned())),
         };
-        self.types
-            .push(json!({"name": name, "docs": docs(definition), "type": body}));
+        self.types.push(respelled(name, definition, &body));
         Ok(())
     }
 
-    /// Refuses definitions whose bytes are not plain Borsh, or that contradict themselves.
+    /// Refuses definitions whose bytes nobody describes, or that contradict themselves.
     fn check(&self, name: &str, definition: &Value) -> Result<(), TypeFault> {
         if self.contradictory.contains(name) {
             return Err(TypeFault::Contradictory(name.to_owned()));
         }
-        if definition
-            .get("generics")
-            .and_then(Value::as_array)
-            .is_some_and(|list| !list.is_empty())
-        {
-            return Err(TypeFault::Unsupported(format!("{name}<…>")));
-        }
         match definition.get("serialization") {
             None | Some(Value::Null) => Ok(()),
-            Some(Value::String(word)) if word == "borsh" => Ok(()),
+            Some(Value::String(word))
+                if ["borsh", "bytemuck", "bytemuckunsafe"].contains(&word.as_str()) =>
+            {
+                Ok(())
+            }
             Some(Value::String(word)) => Err(TypeFault::Unsupported(format!(
                 "{name}, serialized by {word}"
             ))),
@@ -424,18 +417,29 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// A definition with another body, and generic parameters as the newer format has them.
+fn respelled(name: &str, definition: &Value, body: &Value) -> Value {
+    let generics: Vec<_> = list_of(definition, "generics")
+        .iter()
+        .map(|parameter| match parameter {
+            // Older files do not say which parameters are numbers; the arguments do.
+            Value::String(name) => json!({"kind": "type", "name": name}),
+            other => other.clone(),
+        })
+        .collect();
+    let mut respelled =
+        json!({"name": name, "docs": docs(definition), "generics": generics, "type": body});
+    for key in ["serialization", "repr"] {
+        if let Some(value) = definition.get(key).filter(|value| !value.is_null()) {
+            respelled[key] = value.clone();
+        }
+    }
+    respelled
+}
+
 fn docs(owner: &Value) -> Value {
-    let lines = owner
-        .get("docs")
-        .and_then(Value::as_array)
-        .map_or(&[][..], Vec::as_slice);
-    Value::Array(
-        lines
-            .iter()
-            .filter(|line| line.is_string())
-            .cloned()
-            .collect(),
-    )
+    let lines = list_of(owner, "docs").iter();
+    lines.filter(|line| line.is_string()).cloned().collect()
 }
 
 /// Anchor's own: the first 8 bytes of SHA-256 over `event:<Name>`.

@@ -8,6 +8,7 @@ use std::fmt::{self, Write};
 
 use super::layout::{Arena, Fields, Node, NodeId, Scalar, Shape};
 use super::payload::{Cursor, Fault};
+use super::wide;
 
 /// Why a value was not written.
 pub(super) enum WriteFault {
@@ -55,6 +56,23 @@ pub(super) fn write(
             } else {
                 Ok(sink.write_str("null")?)
             }
+        }
+        Node::Coption(inner) => {
+            if cursor.coption()? {
+                write(sink, arena, *inner, cursor)
+            } else {
+                cursor.take(arena.least(*inner))?;
+                Ok(sink.write_str("null")?)
+            }
+        }
+        Node::Padded {
+            before,
+            inner,
+            after,
+        } => {
+            cursor.take(*before)?;
+            write(sink, arena, *inner, cursor)?;
+            Ok(cursor.take(*after).map(drop)?)
         }
         Node::Vec(element) => {
             let length = cursor.length(arena.least(*element))?;
@@ -148,6 +166,8 @@ fn write_scalar(sink: &mut impl Write, scalar: Scalar, cursor: &mut Cursor<'_>) 
         Scalar::I64 => write!(sink, "\"{}\"", i64::from_le_bytes(cursor.array()?))?,
         Scalar::U128 => write!(sink, "\"{}\"", u128::from_le_bytes(cursor.array()?))?,
         Scalar::I128 => write!(sink, "\"{}\"", i128::from_le_bytes(cursor.array()?))?,
+        Scalar::U256 => write!(sink, "\"{}\"", wide::Decimal::unsigned(cursor.array()?))?,
+        Scalar::I256 => write!(sink, "\"{}\"", wide::Decimal::signed(cursor.array()?))?,
         Scalar::F32 => {
             let value = f32::from_le_bytes(cursor.array()?);
             write_float(sink, value.into(), || format!("{value:?}"))?;

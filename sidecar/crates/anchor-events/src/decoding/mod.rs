@@ -18,10 +18,12 @@ mod fold;
 mod idl;
 mod json;
 mod layout;
+mod memory;
 mod payload;
 mod quarantine;
 mod rows;
 mod table;
+mod wide;
 
 pub use counts::{DecodeCounts, Fallback, Undecodable};
 pub use decoder::{DecodePolicy, Decoded, Decoder};

@@ -26,7 +26,7 @@ pub(super) enum Fault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Invalid {
     Boolean(u8),
-    OptionTag(u8),
+    OptionTag(u32),
     Variant { tag: u8, variants: usize },
     Utf8,
 }
@@ -138,6 +138,19 @@ impl<'a> Cursor<'a> {
             1 => Ok(true),
             other => Err(Fault::Invalid {
                 offset,
+                what: Invalid::OptionTag(other.into()),
+            }),
+        }
+    }
+
+    /// Whether a coption holds something.
+    pub(super) fn coption(&mut self) -> Result<bool, Fault> {
+        let offset = self.position;
+        match u32::from_le_bytes(self.array()?) {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(Fault::Invalid {
+                offset,
                 what: Invalid::OptionTag(other),
             }),
         }
@@ -199,6 +212,22 @@ impl<'a> Cursor<'a> {
                     self.skip(arena, *inner)?;
                 }
                 Ok(())
+            }
+            Node::Coption(inner) => {
+                if self.coption()? {
+                    self.skip(arena, *inner)
+                } else {
+                    self.take(arena.least(*inner)).map(drop)
+                }
+            }
+            Node::Padded {
+                before,
+                inner,
+                after,
+            } => {
+                self.take(*before)?;
+                self.skip(arena, *inner)?;
+                self.take(*after).map(drop)
             }
             Node::Vec(element) => {
                 let length = self.length(arena.least(*element))?;
