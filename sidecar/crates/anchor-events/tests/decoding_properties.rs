@@ -39,18 +39,73 @@ impl Random {
 enum Type {
     Scalar(&'static str),
     Option(Box<Type>),
+    Coption(Box<Type>),
     Vec(Box<Type>),
     Array(Box<Type>, usize),
     Struct(String, Vec<Type>),
     Tuple(String, Vec<Type>),
     Enum(String, Vec<(bool, Vec<Type>)>),
     Alias(String, Box<Type>),
+    /// `Name<T, N> { f0: [T; N], f1: Option<T>, f2: T }`
+    Generic(String, Box<Type>, usize),
+    /// Copied from memory, packed or not.
+    Copied(String, bool, Vec<Type>),
 }
 
-const SCALARS: [&str; 16] = [
+/// Those of fixed size first.
+const SCALARS: [&str; 18] = [
     "bool", "u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64", "u128", "i128", "f32", "f64",
-    "pubkey", "string", "bytes",
+    "pubkey", "u256", "i256", "string", "bytes",
 ];
+
+/// A type of fixed size that can be copied from memory.
+fn random_plain(random: &mut Random, depth: usize, definitions: &mut Vec<Value>) -> Type {
+    match if depth >= 3 { 0 } else { random.below(8) } {
+        6 => Type::Array(
+            Box::new(random_plain(random, depth + 1, definitions)),
+            1 + random.below(3),
+        ),
+        7 => {
+            let kinds: Vec<_> = (0..=random.below(4))
+                .map(|_| random_plain(random, depth + 1, definitions))
+                .collect();
+            let (name, packed) = (format!("M{:x}", random.next()), random.below(3) == 0);
+            definitions.push(json!({
+                "name": name, "serialization": if packed { "bytemuckunsafe" } else { "bytemuck" },
+                "repr": {"kind": "c", "packed": packed}, "type": {"kind": "struct", "fields": named(&kinds)},
+            }));
+            Type::Copied(name, packed, kinds)
+        }
+        _ => Type::Scalar(SCALARS[random.below(16)]),
+    }
+}
+
+/// Bytes of a value in memory and what their address is a multiple of, as C has it.
+fn size_and_align(kind: &Type) -> (usize, usize) {
+    match kind {
+        Type::Array(inner, count) => {
+            let (size, align) = size_and_align(inner);
+            (size * count, align)
+        }
+        Type::Copied(_, packed, kinds) => {
+            let (mut size, mut largest) = (0usize, 1);
+            for kind in kinds {
+                let (bytes, align) = size_and_align(kind);
+                let align = if *packed { 1 } else { align };
+                size = size.next_multiple_of(align) + bytes;
+                largest = largest.max(align);
+            }
+            (size.next_multiple_of(largest), largest)
+        }
+        Type::Scalar("pubkey") => (32, 1),
+        Type::Scalar("bool") => (1, 1),
+        Type::Scalar(name) => {
+            let bits: usize = name[1..].parse().unwrap();
+            (bits / 8, (bits / 8).min(8))
+        }
+        other => unreachable!("{other:?}"),
+    }
+}
 
 /// A random type; definitions it needs are added to the list.
 fn random_type(random: &mut Random, depth: usize, definitions: &mut Vec<Value>) -> Type {
@@ -60,9 +115,15 @@ fn random_type(random: &mut Random, depth: usize, definitions: &mut Vec<Value>) 
             .map(|_| random_type(random, depth + 1, definitions))
             .collect::<Vec<_>>()
     };
-    let choice = if depth >= 4 { 0 } else { random.below(14) };
+    let choice = if depth >= 4 { 0 } else { random.below(17) };
     let defined = match choice {
         7 => return Type::Option(Box::new(random_type(random, depth + 1, definitions))),
+        14 => return Type::Coption(Box::new(random_plain(random, depth + 1, definitions))),
+        15 => return random_plain(random, 0, definitions),
+        16 => {
+            let argument = random_type(random, depth + 1, definitions);
+            Type::Generic(name(random), Box::new(argument), 1 + random.below(3))
+        }
         8 => return Type::Vec(Box::new(random_type(random, depth + 1, definitions))),
         9 => {
             return Type::Array(
@@ -88,8 +149,18 @@ fn random_type(random: &mut Random, depth: usize, definitions: &mut Vec<Value>) 
             name(random),
             Box::new(random_type(random, depth + 1, definitions)),
         ),
-        _ => return Type::Scalar(SCALARS[random.below(16)]),
+        _ => return Type::Scalar(SCALARS[random.below(18)]),
     };
+    if let Type::Generic(name, ..) = &defined {
+        let of_type = json!({"generic": "T"});
+        definitions.push(json!({
+            "name": name, "generics": [{"kind": "type", "name": "T"}, {"kind": "const", "name": "N", "type": "usize"}],
+            "type": {"kind": "struct", "fields": [
+                {"name": "f0", "type": {"array": [of_type, {"generic": "N"}]}},
+                {"name": "f1", "type": {"option": of_type}}, {"name": "f2", "type": of_type}]},
+        }));
+        return defined;
+    }
     let (name, body) = match &defined {
         Type::Struct(name, kinds) => (name, json!({"kind": "struct", "fields": named(kinds)})),
         Type::Tuple(name, kinds) => (
@@ -133,15 +204,71 @@ fn spelled(kind: &Type) -> Value {
     match kind {
         Type::Scalar(name) => json!(name),
         Type::Option(inner) => json!({"option": spelled(inner)}),
+        Type::Coption(inner) => json!({"coption": spelled(inner)}),
         Type::Vec(inner) => json!({"vec": spelled(inner)}),
         Type::Array(inner, length) => json!({"array": [spelled(inner), length]}),
         Type::Struct(name, _)
         | Type::Tuple(name, _)
         | Type::Enum(name, _)
-        | Type::Alias(name, _) => {
+        | Type::Alias(name, _)
+        | Type::Copied(name, ..) => {
             json!({"defined": {"name": name}})
         }
+        Type::Generic(name, argument, length) => json!({"defined": {"name": name, "generics": [
+            {"kind": "type", "type": spelled(argument)}, {"kind": "const", "value": length.to_string()}]}}),
     }
+}
+
+/// A file of the newer format, spelled in the older one.
+fn older(value: &Value) -> Value {
+    let object = match value {
+        Value::Array(items) => return items.iter().map(older).collect(),
+        Value::String(word) if word == "pubkey" => return json!("publicKey"),
+        Value::Object(object) => object,
+        other => return other.clone(),
+    };
+    if let Some(defined) = object.get("defined") {
+        let Some(arguments) = defined.get("generics").and_then(Value::as_array) else {
+            return json!({"defined": defined["name"]});
+        };
+        let arguments: Vec<_> = arguments
+            .iter()
+            .map(|argument| match &argument["kind"] {
+                Value::String(kind) if kind == "const" => json!({"value": argument["value"]}),
+                _ => json!({"type": older(&argument["type"])}),
+            })
+            .collect();
+        return json!({"definedWithTypeArgs": {"name": defined["name"], "args": arguments}});
+    }
+    if let Some(name) = value
+        .pointer("/array/1/generic")
+        .filter(|name| name.is_string())
+    {
+        return json!({"genericLenArray": [older(&object["array"][0]), name]});
+    }
+    if let Some(target) = object.get("alias") {
+        return json!({"kind": "alias", "value": older(target)});
+    }
+    let members = object.iter().map(|(key, value)| {
+        let value = match (key.as_str(), value) {
+            ("generics", Value::Array(parameters)) => parameters
+                .iter()
+                .map(|parameter| parameter["name"].clone())
+                .collect(),
+            _ => older(value),
+        };
+        (key.clone(), value)
+    });
+    Value::Object(members.collect())
+}
+
+/// The IDL in the older format: event `E`, with its discriminator stated.
+fn older_idl(fields: &[Type], definitions: &[Value]) -> Value {
+    let fields = older(&json!(named(fields)));
+    json!({
+        "version": "0.1.0", "name": "n", "instructions": [], "types": older(&json!(definitions)),
+        "events": [{"name": "E", "fields": fields, "discriminator": [1, 2, 3, 4, 5, 6, 7, 8]}],
+    })
 }
 
 /// Writes a random value and says what it should read as.
@@ -169,6 +296,28 @@ fn write(random: &mut Random, kind: &Type, output: &mut Vec<u8>) -> Value {
         Type::Scalar("i64") => number!(i64, |value: i64| json!(value.to_string())),
         Type::Scalar("u128") => number!(u128, |value: u128| json!(value.to_string())),
         Type::Scalar("i128") => number!(i128, |value: i128| json!(value.to_string())),
+        Type::Scalar("u256") => {
+            let bytes = random.bytes::<32>();
+            output.extend(bytes);
+            json!(decimal(&bytes))
+        }
+        Type::Scalar("i256") => {
+            let bytes = random.bytes::<32>();
+            output.extend(bytes);
+            if bytes[31] < 128 {
+                json!(decimal(&bytes))
+            } else {
+                // −x = ¬x + 1, and ¬x is below 2²⁵⁵, so adding 1 cannot overflow.
+                let mut magnitude = bytes.map(|byte| !byte);
+                for byte in &mut magnitude {
+                    *byte = byte.wrapping_add(1);
+                    if *byte != 0 {
+                        break;
+                    }
+                }
+                json!(format!("-{}", decimal(&magnitude)))
+            }
+        }
         Type::Scalar("f32") => number!(f32, |value: f32| if value.is_finite() {
             serde_json::from_str(&format!("{value:?}")).unwrap()
         } else {
@@ -208,6 +357,34 @@ fn write(random: &mut Random, kind: &Type, output: &mut Vec<u8>) -> Value {
                 Value::Null
             }
         }
+        Type::Coption(inner) => {
+            let some = random.below(2) == 1;
+            output.extend(u32::from(some).to_le_bytes());
+            let value = write(random, inner, output);
+            if some { value } else { Value::Null }
+        }
+        Type::Generic(_, argument, count) => {
+            let argument = argument.as_ref();
+            let fields = [
+                Type::Array(argument.clone().into(), *count),
+                Type::Option(argument.clone().into()),
+                argument.clone(),
+            ];
+            write_named(random, &fields, output)
+        }
+        Type::Copied(_, packed, kinds) => {
+            let start = output.len();
+            let mut object = Map::new();
+            for (place, kind) in kinds.iter().enumerate() {
+                if !packed {
+                    let align = size_and_align(kind).1;
+                    output.resize(start + (output.len() - start).next_multiple_of(align), 0xcc);
+                }
+                object.insert(format!("f{place}"), write(random, kind, output));
+            }
+            output.resize(start + size_and_align(kind).0, 0xcc);
+            Value::Object(object)
+        }
         Type::Vec(inner) => {
             let count = random.below(4);
             length(count, output);
@@ -245,6 +422,27 @@ fn write_named(random: &mut Random, kinds: &[Type], output: &mut Vec<u8>) -> Val
     Value::Object(fields.collect::<Map<_, _>>())
 }
 
+/// Decimal digits of a little-endian number, by schoolbook multiplication.
+fn decimal(bytes: &[u8; 32]) -> String {
+    let mut digits = vec![0u32];
+    for byte in bytes.iter().rev() {
+        let mut carry = u32::from(*byte);
+        for digit in &mut digits {
+            carry += *digit * 256;
+            *digit = carry % 10;
+            carry /= 10;
+        }
+        while carry > 0 {
+            digits.push(carry % 10);
+            carry /= 10;
+        }
+    }
+    let digits = digits.iter().rev();
+    digits
+        .map(|digit| char::from_digit(*digit, 10).unwrap())
+        .collect()
+}
+
 fn length(count: usize, output: &mut Vec<u8>) {
     output.extend(u32::try_from(count).unwrap().to_le_bytes());
 }
@@ -265,7 +463,11 @@ fn random_decoder(random: &mut Random) -> Option<(Decoder, Vec<Type>)> {
     let fields: Vec<_> = (0..random.below(7))
         .map(|_| random_type(random, 0, &mut definitions))
         .collect();
-    let json = idl(&json!(named(&fields)), &definitions);
+    let json = if random.below(3) == 0 {
+        older_idl(&fields, &definitions)
+    } else {
+        idl(&json!(named(&fields)), &definitions)
+    };
     match Decoder::new(PROGRAM, &[version(0, &json)]) {
         Ok(decoder) => Some((decoder, fields)),
         Err(error) => {
@@ -328,5 +530,119 @@ proptest! {
             prop_assert!(decoder.tables().len() <= 1);
         }
         let _ = Decoder::new(PROGRAM, &[of(&file[..cut.index(file.len())])]);
+    }
+}
+
+/// Words that mean something in IDLs.
+const WORDS: [&str; 40] = [
+    "name",
+    "type",
+    "kind",
+    "struct",
+    "enum",
+    "fields",
+    "variants",
+    "alias",
+    "value",
+    "generics",
+    "generic",
+    "const",
+    "usize",
+    "defined",
+    "definedWithTypeArgs",
+    "args",
+    "option",
+    "coption",
+    "vec",
+    "array",
+    "genericLenArray",
+    "events",
+    "types",
+    "accounts",
+    "metadata",
+    "spec",
+    "0.1.0",
+    "address",
+    "discriminator",
+    "serialization",
+    "bytemuck",
+    "repr",
+    "c",
+    "packed",
+    "align",
+    "docs",
+    "E",
+    "T",
+    "u8",
+    "coption<T>",
+];
+
+/// JSON of any shape, made of such words.
+fn random_json(random: &mut Random, depth: usize) -> Value {
+    let word = |random: &mut Random| WORDS[random.below(40)];
+    match random.below(if depth > 4 { 6 } else { 10 }) {
+        0 => Value::Null,
+        1 => json!(random.below(2) == 1),
+        2 => json!([0, 1, 8, 4096, u64::MAX][random.below(5)]),
+        3 => json!(-1.5),
+        4 => json!(word(random).repeat(random.below(3))),
+        5 => json!(word(random)),
+        6 => (0..random.below(4))
+            .map(|_| random_json(random, depth + 1))
+            .collect(),
+        _ => {
+            let members = (0..random.below(4))
+                .map(|_| (word(random).to_owned(), random_json(random, depth + 1)));
+            Value::Object(members.collect())
+        }
+    }
+}
+
+/// Every place in a JSON value, as pointers.
+fn places(value: &Value, pointer: &str, found: &mut Vec<String>) {
+    found.push(pointer.to_owned());
+    match value {
+        Value::Array(items) => {
+            for (place, item) in items.iter().enumerate() {
+                places(item, &format!("{pointer}/{place}"), found);
+            }
+        }
+        Value::Object(members) => {
+            for (key, member) in members {
+                places(member, &format!("{pointer}/{key}"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+proptest! {
+    /// Parts of a file are replaced by anything, or by other parts of it, which makes types that contain
+    /// themselves, events without types, arguments without parameters and the like.
+    #[test]
+    fn any_json_makes_a_decoder_that_reads_any_bytes_or_an_error(
+        seed in any::<u64>(),
+        bytes in prop::collection::vec(0..4u8, 0..80),
+    ) {
+        let mut random = Random(seed);
+        let mut definitions = Vec::new();
+        let fields: Vec<_> = (0..3).map(|_| random_type(&mut random, 0, &mut definitions)).collect();
+        let mut file = if random.below(2) == 0 {
+            idl(&json!(named(&fields)), &definitions)
+        } else {
+            older_idl(&fields, &definitions)
+        };
+        for _ in 0..=random.below(3) {
+            let mut found = Vec::new();
+            places(&file, "", &mut found);
+            let other = file.pointer(&found[random.below(found.len() as u64)]).cloned();
+            let other = if random.below(2) == 0 { other.unwrap() } else { random_json(&mut random, 0) };
+            *file.pointer_mut(&found[random.below(found.len() as u64)]).unwrap() = other;
+        }
+        if let Ok(decoder) = Decoder::new(PROGRAM, &[version(0, &file)]) {
+            let rows = [Row::cpi(1, payload(&bytes)), Row::log(2, bytes)];
+            let decoded = decoder.decode(&batch(&rows), &DecodePolicy::default()).unwrap();
+            prop_assert_eq!(decoded.counts.records, 2);
+        }
     }
 }
