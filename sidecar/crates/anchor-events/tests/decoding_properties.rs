@@ -271,8 +271,8 @@ fn older_idl(fields: &[Type], definitions: &[Value]) -> Value {
     })
 }
 
-/// Writes a random value and says what it should read as.
-fn write(random: &mut Random, kind: &Type, output: &mut Vec<u8>) -> Value {
+/// Writes a random value of a type without parts, and says what it should read as.
+fn write_scalar(random: &mut Random, name: &str, output: &mut Vec<u8>) -> Value {
     macro_rules! number {
         ($kind:ty, $spell:expr) => {{
             let bytes = random.bytes();
@@ -280,28 +280,28 @@ fn write(random: &mut Random, kind: &Type, output: &mut Vec<u8>) -> Value {
             $spell(<$kind>::from_le_bytes(bytes))
         }};
     }
-    match kind {
-        Type::Scalar("bool") => {
+    match name {
+        "bool" => {
             let value = random.below(2) == 1;
             output.push(u8::from(value));
             json!(value)
         }
-        Type::Scalar("u8") => number!(u8, |value| json!(value)),
-        Type::Scalar("i8") => number!(i8, |value| json!(value)),
-        Type::Scalar("u16") => number!(u16, |value| json!(value)),
-        Type::Scalar("i16") => number!(i16, |value| json!(value)),
-        Type::Scalar("u32") => number!(u32, |value| json!(value)),
-        Type::Scalar("i32") => number!(i32, |value| json!(value)),
-        Type::Scalar("u64") => number!(u64, |value: u64| json!(value.to_string())),
-        Type::Scalar("i64") => number!(i64, |value: i64| json!(value.to_string())),
-        Type::Scalar("u128") => number!(u128, |value: u128| json!(value.to_string())),
-        Type::Scalar("i128") => number!(i128, |value: i128| json!(value.to_string())),
-        Type::Scalar("u256") => {
+        "u8" => number!(u8, |value| json!(value)),
+        "i8" => number!(i8, |value| json!(value)),
+        "u16" => number!(u16, |value| json!(value)),
+        "i16" => number!(i16, |value| json!(value)),
+        "u32" => number!(u32, |value| json!(value)),
+        "i32" => number!(i32, |value| json!(value)),
+        "u64" => number!(u64, |value: u64| json!(value.to_string())),
+        "i64" => number!(i64, |value: i64| json!(value.to_string())),
+        "u128" => number!(u128, |value: u128| json!(value.to_string())),
+        "i128" => number!(i128, |value: i128| json!(value.to_string())),
+        "u256" => {
             let bytes = random.bytes::<32>();
             output.extend(bytes);
             json!(decimal(&bytes))
         }
-        Type::Scalar("i256") => {
+        "i256" => {
             let bytes = random.bytes::<32>();
             output.extend(bytes);
             if bytes[31] < 128 {
@@ -318,22 +318,22 @@ fn write(random: &mut Random, kind: &Type, output: &mut Vec<u8>) -> Value {
                 json!(format!("-{}", decimal(&magnitude)))
             }
         }
-        Type::Scalar("f32") => number!(f32, |value: f32| if value.is_finite() {
+        "f32" => number!(f32, |value: f32| if value.is_finite() {
             serde_json::from_str(&format!("{value:?}")).unwrap()
         } else {
             odd_float(value.into())
         }),
-        Type::Scalar("f64") => number!(f64, |value: f64| if value.is_finite() {
+        "f64" => number!(f64, |value: f64| if value.is_finite() {
             json!(value)
         } else {
             odd_float(value)
         }),
-        Type::Scalar("pubkey") => {
+        "pubkey" => {
             let bytes = random.bytes::<32>();
             output.extend(bytes);
             json!(base58(&bytes))
         }
-        Type::Scalar("string") => {
+        "string" => {
             let alphabet = ["a", "\"", "\\", "\n", "é", "🦀", "\u{1}", "\u{7f}", " "];
             let text: String = (0..random.below(6))
                 .map(|_| alphabet[random.below(9)])
@@ -342,12 +342,19 @@ fn write(random: &mut Random, kind: &Type, output: &mut Vec<u8>) -> Value {
             output.extend(text.as_bytes());
             json!(text)
         }
-        Type::Scalar(_) => {
+        _ => {
             let bytes = random.bytes::<5>();
             length(5, output);
             output.extend(bytes);
             json!(hexadecimal(&bytes))
         }
+    }
+}
+
+/// Writes a random value and says what it should read as.
+fn write(random: &mut Random, kind: &Type, output: &mut Vec<u8>) -> Value {
+    match kind {
+        Type::Scalar(name) => write_scalar(random, name, output),
         Type::Option(inner) => {
             let some = random.below(2) == 1;
             output.push(u8::from(some));

@@ -47,6 +47,16 @@ fn write_type(text: &mut String, arena: &Arena, id: NodeId) {
     // Writing to a String cannot fail.
     match arena.node(id) {
         Node::Option(inner) => wrapped(text, arena, "option", *inner),
+        Node::Coption(inner) => wrapped(text, arena, "coption", *inner),
+        Node::Padded {
+            before,
+            inner,
+            after,
+        } => {
+            let _ = write!(text, "padded({before}, ");
+            write_type(text, arena, *inner);
+            let _ = write!(text, ", {after})");
+        }
         Node::Vec(element) => wrapped(text, arena, "vec", *element),
         Node::Array(element, length) => {
             text.push('[');
