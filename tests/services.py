@@ -74,14 +74,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 30) -> Any:
-    """Return what `condition` returns once it is true; fail saying `what` did not come."""
+def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 30, pause: float = 0.02) -> Any:
+    """Return what `condition` returns once it is true, asked every `pause` seconds; fail saying `what` did not come."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = condition()
         if found:
             return found
-        time.sleep(0.02)
+        time.sleep(pause)
     raise AssertionError(f"after {seconds:.0f} s still not: {what}")
 
 

@@ -54,6 +54,7 @@ def make_program(folder: Path, name: str = "alpha", **changes: Any) -> Program:
         "last_slot": 3 * CHUNK_SLOTS - 1,
         "scan_group": "pair",
         "include_failed": False,
+        "follow": False,
         "ignore": (),
         "idls": (IdlVersion(0, folder / "idl.json", json.dumps(IDL).encode()),),
         "folder": folder,

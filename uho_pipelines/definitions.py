@@ -22,12 +22,14 @@ from uho_pipelines.assets import (
     records_key,
     scan_groups,
 )
-from uho_pipelines.chunks import SLOTS_PER_EPOCH
+from uho_pipelines.chunks import SLOTS_PER_EPOCH, program_chunks
 from uho_pipelines.decoding import decoder_for
 from uho_pipelines.errors import UhoError
 from uho_pipelines.redaction import redact
 from uho_pipelines.registry import Program, ProgramFault, ProgramRefusedError, load_registry
+from uho_pipelines.sensors import follow_sensor, tip_sensor
 from uho_pipelines.settings import Settings, load_settings
+from uho_pipelines.slots_job import slots_job
 from uho_pipelines.warehouse import Connection, connect, is_migrated, migrate
 from uho_pipelines.warehouse.indexes import asked_indexes
 from uho_pipelines.warehouse.ledger import fix_chunk_slots, get_tip, set_tip
@@ -72,7 +74,8 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     for fault in faults:
         log.error("program refused: %s", fault)
 
-    groups = scan_groups(settings, programs, read_tips(settings, programs))
+    tips = read_tips(settings, programs)
+    groups = scan_groups(settings, programs, tips)
     networks = sorted({program.network for program in programs})
 
     return dg.Definitions(
@@ -82,7 +85,18 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             *(records_asset(settings, group) for group in groups),
             *(events_asset(settings, program, group.partitions) for group in groups for program in group.programs),
         ],
-        jobs=[chunk_job(program) for program in programs],
+        jobs=[*(chunk_job(program) for program in programs), *([slots_job(settings, groups)] if groups else [])],
+        sensors=[
+            *(
+                tip_sensor(settings, network, first_slot, tips[network])
+                for network, first_slot in open_ended(programs).items()
+            ),
+            *(
+                follow_sensor(settings, program, program_chunks(settings, program, tips[program.network]))
+                for program in programs
+                if program.follow
+            ),
+        ],
         executor=EXECUTOR,
         metadata={
             "programs": len(programs),
@@ -105,6 +119,18 @@ def usable_programs(programs: Iterable[Program]) -> tuple[list[Program], list[Pr
     return usable, faults
 
 
+def open_ended(programs: Iterable[Program]) -> dict[str, int]:
+    """Return the networks with programs that need the archive's tip, and the first slot of any of those.
+
+    They are the ones that go up to it, and those that follow it to their `last_slot`.
+    """
+    first_slots: dict[str, int] = {}
+    for program in programs:
+        if program.last_slot is None or program.follow:
+            first_slots[program.network] = min(program.first_slot, first_slots.get(program.network, program.first_slot))
+    return first_slots
+
+
 def chunk_job(program: Program) -> UnresolvedAssetJobDefinition:
     """Return the job that materializes a program's records and events of one chunk in one run."""
     return dg.define_asset_job(
@@ -122,13 +148,8 @@ def read_tips(settings: Settings, programs: Iterable[Program]) -> dict[str, int 
     Without a warehouse nothing is known, and only programs with a `last_slot` have chunks. Where a program needs a tip
     that the ledger does not have yet, the sidecar is asked, and its answer kept; if it does not run, that is logged.
     """
-    first_slots: dict[str, int | None] = {}
-    for program in programs:
-        known = first_slots.get(program.network)
-        if program.last_slot is None:
-            first_slots[program.network] = min(program.first_slot, program.first_slot if known is None else known)
-        else:
-            first_slots.setdefault(program.network, None)
+    programs = list(programs)
+    first_slots = {**dict.fromkeys(program.network for program in programs), **open_ended(programs)}
     if settings.postgres_url is None:
         log.warning(
             "no warehouse is set: the tips of archives are not known; only programs with a last_slot have chunks"

@@ -4,7 +4,7 @@ What belongs here: the queries and the shape of their answers. Used by the demo 
 gets from the UI.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,21 @@ query Backfill($id: String!) {
     }
   }
 }"""
+
+
+RELOAD = """
+mutation Reload($name: String!) {
+  reloadRepositoryLocation(repositoryLocationName: $name) {
+    __typename
+    ... on PythonError { message }
+    ... on UnauthorizedError { message }
+    ... on ReloadNotSupported { message }
+    ... on RepositoryLocationNotFound { message }
+  }
+}"""
+
+LOCATION = "uho_pipelines"
+"""The name of the code location, as in `workspace.yaml`."""
 
 
 class DagsterRefusedError(Exception):
@@ -82,12 +97,30 @@ def ask(url: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:
     return answer["data"]
 
 
-def launch_backfill(url: str, assets: Sequence[Sequence[str]], partitions: Sequence[str], title: str) -> str:
+def reload_location(url: str) -> None:
+    """Have the webserver at `url` reload the code location, as the UI's button does: programs and chunks are read anew.
+
+    Raises:
+        DagsterRefusedError: it was not done.
+    """
+    answer = ask(url, RELOAD, {"name": LOCATION})["reloadRepositoryLocation"]
+    if "message" in answer:
+        raise DagsterRefusedError("reload the code location", str(answer["message"]))
+
+
+def launch_backfill(
+    url: str,
+    assets: Sequence[Sequence[str]],
+    partitions: Sequence[str],
+    title: str,
+    tags: Mapping[str, str] | None = None,
+) -> str:
     """Launch the backfill of `partitions` of `assets` (their key paths), as the UI's dialog does; return its id."""
     params = {
         "assetSelection": [{"path": list(path)} for path in assets],
         "partitionNames": list(partitions),
         "title": title,
+        "tags": [{"key": key, "value": value} for key, value in (tags or {}).items()],
     }
     answer = ask(url, LAUNCH, {"params": params})["launchPartitionBackfill"]
     if answer["__typename"] != "LaunchBackfillSuccess":

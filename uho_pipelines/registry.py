@@ -98,6 +98,8 @@ class Program:
     """Inclusive; None: up to the archive's tip."""
     scan_group: str
     include_failed: bool
+    follow: bool
+    """Whether chunks that are missing up to the archive's tip are requested without a person's doing."""
     ignore: tuple[bytes, ...]
     """Discriminators that are not the program's own events."""
     idls: tuple[IdlVersion, ...]
@@ -206,6 +208,7 @@ class _ProgramFile(BaseModel):
     last_slot: Annotated[int, Field(ge=0, lt=SLOT_LIMIT)] | None = None
     scan_group: str | None = None
     include_failed: bool = False
+    follow: bool = False
     ignore: Annotated[list[str], Field(max_length=1_000)] = Field(default_factory=list[str])
     bytea: bool = False
     parquet: bool = False
@@ -302,6 +305,7 @@ def read_program(folder: Path, settings: Settings) -> Program:
         last_slot=fields.last_slot,
         scan_group=fields.scan_group or folder.name,
         include_failed=fields.include_failed,
+        follow=fields.follow,
         ignore=tuple(bytes.fromhex(text) for text in fields.ignore),
         idls=tuple(sorted(idls, key=lambda version: version.from_slot)),
         folder=folder,

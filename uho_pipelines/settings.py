@@ -5,6 +5,7 @@ What belongs here: what an operator decides. Nested settings are set with two un
 """
 
 import re
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -109,6 +110,19 @@ class Settings(BaseSettings):
 
     code_server_port: Annotated[int, Field(ge=1, le=65_535)] = 3002
     """Port of Dagster's code server on 127.0.0.1."""
+
+    user_header: str | None = None
+    """The header by which a reverse proxy says who asks, `X-Forwarded-User`. None: people are not told apart."""
+
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    """The addresses whose `user_header` is believed: `["127.0.0.1/32"]`. From others everybody is `anonymous`."""
+
+    backfill_start_seconds: Annotated[int, Field(ge=0)] = 300
+    """A person may start one backfill in so many seconds; 0: as often as they like. Counts where people are told
+    apart."""
+
+    archive_tip_seconds: Annotated[int, Field(ge=1)] = 600
+    """Seconds between two looks at whether the archive has a new epoch."""
 
     @field_validator("networks", mode="before")
     @classmethod

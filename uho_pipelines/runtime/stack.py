@@ -194,7 +194,12 @@ def settings_environment(settings: Settings) -> dict[str, str]:
         "UHO_DISK_RESERVE_BYTES": str(settings.disk_reserve_bytes),
         "UHO_WEBSERVER_PORT": str(settings.webserver_port),
         "UHO_CODE_SERVER_PORT": str(settings.code_server_port),
+        "UHO_TRUSTED_PROXIES": json.dumps([str(proxy) for proxy in settings.trusted_proxies]),
+        "UHO_BACKFILL_START_SECONDS": str(settings.backfill_start_seconds),
+        "UHO_ARCHIVE_TIP_SECONDS": str(settings.archive_tip_seconds),
     }
+    if settings.user_header is not None:
+        environment["UHO_USER_HEADER"] = settings.user_header
     if settings.postgres_url is not None:
         environment["UHO_POSTGRES_URL"] = settings.postgres_url.get_secret_value()
     if settings.sidecar_secret is not None:
@@ -293,8 +298,8 @@ def _start_dagster(stack: Stack) -> None:
         ],
     )
     code_server.child.wait_until_ready(lambda: is_listening(settings.code_server_port), seconds=120)
-    address = ["--host", "127.0.0.1", "--port", str(settings.webserver_port)]
-    webserver = _add_dagster(stack, "webserver", [str(folder / "dagster-webserver"), *address, *workspace])
+    command = [sys.executable, "-m", "uho_pipelines.webserver", "--port", str(settings.webserver_port), *workspace]
+    webserver = _add_dagster(stack, "webserver", command)
     _add_dagster(stack, "daemon", [str(folder / "dagster-daemon"), "run", *workspace])
     webserver.child.wait_until_ready(lambda: _location_is_loaded(stack, code_server), seconds=180)
 

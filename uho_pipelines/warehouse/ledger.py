@@ -13,6 +13,7 @@ dead or failed. What holds, whatever became of that attempt, is in `certificate`
 import json
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from psycopg import sql
@@ -247,6 +248,35 @@ def fail_attempt(
     ).format(assignments=sql.SQL(", ").join(assignments), **_columns(stage))
     with connection.transaction():
         connection.execute(query, [*values, *chunk_key(program, chunk), attempt])
+
+
+@dataclass(frozen=True)
+class ChunkState:
+    """What the ledger says of a chunk that was begun: see the view `uho.chunk_status`."""
+
+    status: str
+    tail: str | None
+    """Whether the block after the chunk proved its end; None without a certificate."""
+    failed: bool
+    """Whether the latest attempt at either stage failed."""
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the event tables hold the chunk as the lake does."""
+        return self.status in {"proven", "unproven"}
+
+
+def chunk_states(connection: Connection, program: Program) -> dict[int, ChunkState]:
+    """Return what is known of the program's chunks, by their first slot; chunks never begun are not in it."""
+    with connection.transaction():
+        rows = connection.execute(
+            "SELECT chunk_start, status, certificate ->> 'tail', "
+            "s.records_state = 'failed' OR s.events_state = 'failed' "
+            "FROM uho.chunk_status s JOIN uho.chunk USING (network, owner, program, chunk_start) "
+            "WHERE (network, owner, program) = (%s, %s, %s)",
+            chunk_key(program),
+        ).fetchall()
+    return {int(start): ChunkState(status, tail, failed) for start, status, tail, failed in rows}
 
 
 def set_halt(connection: Connection, program: Program, chunk: Chunk, reason: str) -> None:
