@@ -26,6 +26,7 @@ from uho_pipelines.decoding import code_version, decoder_for
 from uho_pipelines.lake import SCHEMA_VERSION
 from uho_pipelines.materialization import (
     EventsOutcome,
+    ProgramHaltedError,
     Progress,
     RecordsOutcome,
     Reporter,
@@ -210,7 +211,10 @@ def events_asset(
     def events(context: AssetExecutionContext) -> EventsOfOp:
         chunk = parse_key(context.partition_key, settings.network(program.network).chunk_slots)
         yield from _observe_idl(context, program)
-        outcome = load_events(settings, program, chunk, _reporter(context), context.run.run_id)
+        try:
+            outcome = load_events(settings, program, chunk, _reporter(context), context.run.run_id)
+        except ProgramHaltedError as error:
+            raise dg.Failure(description=str(error), allow_retries=False) from None
         check = outcome.verdict.result(key, SKIP_RATE)
         if outcome.result is None:
             yield check

@@ -181,6 +181,11 @@ def _result(program: Program, chunk: Chunk, outcome: ExecuteInProcessResult, sec
     return result
 
 
+def failures(run: ExecuteInProcessResult) -> list[str]:
+    """Return why steps of a run failed, in sentences."""
+    return [redact(_reason(event)) for event in run.all_events if event.is_step_failure]
+
+
 def _reason(event: DagsterEvent) -> str:
     data = event.step_failure_data
     if data.user_failure_data is not None and data.user_failure_data.description:

@@ -132,14 +132,14 @@ def skip_rate(counts: Counts, events: Mapping[str, str]) -> Verdict:
             "decoded": counts.decoded,
             "undecodable": counts.undecodable,
             "foreign": counts.foreign,
-            "by event and IDL version": _table(
+            "by event and IDL version": table_metadata(
                 {"event": event, "IDL version": idl, "rows": count}
                 for (event, idl), count in counts.decoded_by.most_common()
             ),
         }
     )
     if counts.undecodable:
-        verdict.metadata["undecodable by discriminator"] = _table(
+        verdict.metadata["undecodable by discriminator"] = table_metadata(
             {
                 "discriminator": discriminator,
                 "event": events.get(discriminator, "unknown"),
@@ -168,7 +168,7 @@ def skip_rate(counts: Counts, events: Mapping[str, str]) -> Verdict:
             f"{fallen_back:,} records were decoded by an IDL version that was not in force at their slot. "
             "Correct from_slot in program.yaml if that is not what is meant."
         )
-        verdict.metadata["decoded by another IDL version"] = _table(
+        verdict.metadata["decoded by another IDL version"] = table_metadata(
             {
                 "event": event,
                 "IDL version": idl,
@@ -194,7 +194,7 @@ def certificate_table(certificate: Certificate) -> dg.TableMetadataValue:
             rows[name] = f"slot {value['slot']}, its parent slot {value['parentSlot']}"
         else:
             rows[name] = _shown(value)
-    return _table({"what": name, "value": value} for name, value in rows.items())
+    return table_metadata({"what": name, "value": value} for name, value in rows.items())
 
 
 def _dying_events(counts: Counts, events: Mapping[str, str]) -> list[tuple[str, int, int]]:
@@ -219,7 +219,8 @@ def _shown(value: Any) -> str:  # noqa: ANN401 - a value of JSON
     )
 
 
-def _table(rows: Any) -> dg.TableMetadataValue:  # noqa: ANN401 - rows are dicts of texts and numbers
+def table_metadata(rows: Any) -> dg.TableMetadataValue:  # noqa: ANN401 - rows are dicts of texts and numbers
+    """Return `rows` as a table in metadata, cut after `ROWS_SHOWN`."""
     records = [dg.TableRecord(row) for _, row in zip(range(ROWS_SHOWN), rows, strict=False)]
     columns = list(records[0].data) if records else ["nothing"]
     types: dict[type, str] = {str: "string", int: "int", float: "float"}

@@ -79,6 +79,38 @@ def replay(program: ProgramName, from_slot: FromSlot = None, to_slot: ToSlot = N
 
 
 @app.command()
+def repair(program: ProgramName, from_slot: FromSlot = None, to_slot: ToSlot = None) -> None:
+    """Decode exactly the quarantined records again, by the present IDL versions. No archive is read."""
+    from uho_pipelines.repair import run_repair
+    from uho_pipelines.settings import load_settings
+
+    raise typer.Exit(0 if run_repair(load_settings(), program, from_slot, to_slot, console) else 1)
+
+
+@app.command()
+def status(
+    program: Annotated[str | None, typer.Argument(help="A program; default: all of them.")] = None, json: AsJson = False
+) -> None:
+    """Tell what the ledger knows: chunks, proven slots, quarantine, halts, and how far a replay is."""
+    from uho_pipelines.settings import load_settings
+    from uho_pipelines.status import run_status
+
+    run_status(load_settings(), program, console, as_json=json)
+
+
+@app.command()
+def clear_halt(
+    program: ProgramName,
+    reason: Annotated[str, typer.Option(help="Why its events may be loaded all the same; kept in uho.audit.")],
+) -> None:
+    """Lift a program's halt, which stands while too few of its records decode."""
+    from uho_pipelines.settings import load_settings
+    from uho_pipelines.status import run_clear_halt
+
+    run_clear_halt(load_settings(), program, reason, console)
+
+
+@app.command()
 def verify(
     program: ProgramName,
     from_slot: FromSlot = None,

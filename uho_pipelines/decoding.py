@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,9 @@ from uho_pipelines.registry import PROGRAM_FILE, Program, ProgramFault, ProgramR
 
 DECODER_VERSION = importlib.metadata.version("uho-native")
 """The native module's version; another one may decode the same records to other rows."""
+
+SOURCES = ("log", "cpi")
+"""How a program said a record, in tables; a record's `source` is the place in this list."""
 
 _decoders: dict[tuple[str, str, bool], uho_native.Decoder] = {}
 
@@ -102,8 +106,8 @@ class Counts:
             rows[event] += count
         return dict(sorted(rows.items()))
 
-    def add(self, counts: "uho_native.DecodeCounts") -> None:
-        """Add the counts of one decoded batch."""
+    def add(self, counts: "uho_native.DecodeCounts | Mapping[str, Any]") -> None:
+        """Add the counts of one decoded batch, or those that `as_json` returned."""
         self.records += counts["records"]
         self.twins_folded += counts["twins_folded"]
         self.failed_left_out += counts["failed_left_out"]

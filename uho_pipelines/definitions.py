@@ -30,6 +30,7 @@ from uho_pipelines.registry import Program, ProgramFault, ProgramRefusedError, l
 from uho_pipelines.sensors import follow_sensor, tip_sensor
 from uho_pipelines.settings import Settings, load_settings
 from uho_pipelines.slots_job import slots_job
+from uho_pipelines.upkeep import repair_job, verify_job, verify_schedule
 from uho_pipelines.warehouse import Connection, connect, is_migrated, migrate
 from uho_pipelines.warehouse.indexes import asked_indexes
 from uho_pipelines.warehouse.ledger import fix_chunk_slots, get_tip, set_tip
@@ -76,6 +77,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
 
     tips = read_tips(settings, programs)
     groups = scan_groups(settings, programs, tips)
+    verification = verify_job(settings, programs)
     networks = sorted({program.network for program in programs})
 
     return dg.Definitions(
@@ -85,7 +87,13 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             *(records_asset(settings, group) for group in groups),
             *(events_asset(settings, program, group.partitions) for group in groups for program in group.programs),
         ],
-        jobs=[*(chunk_job(program) for program in programs), *([slots_job(settings, groups)] if groups else [])],
+        jobs=[
+            *(chunk_job(program) for program in programs),
+            *([slots_job(settings, groups)] if groups else []),
+            verification,
+            repair_job(settings, programs),
+        ],
+        schedules=[verify_schedule(settings, programs, verification)],
         sensors=[
             *(
                 tip_sensor(settings, network, first_slot, tips[network])

@@ -36,6 +36,8 @@ from uho_pipelines.warehouse.ledger import (
     begin_attempt,
     fail_attempt,
     finish_records,
+    get_halt,
+    set_halt,
 )
 
 APPLICATION = "uho pipelines"
@@ -65,6 +67,19 @@ class WarehouseMissingError(UhoError):
 
     def __init__(self) -> None:
         super().__init__("no warehouse is set: start with `uho up`, or set UHO_POSTGRES_URL")
+
+
+class ProgramHaltedError(UhoError):
+    """The program's events are halted: too few of its records decode by these IDL versions."""
+
+    def __init__(self, program: str, reason: str) -> None:
+        self.program = program
+        self.reason = reason
+        super().__init__(
+            f"{program} is halted: {reason} Its records are still read and kept. Add the IDL version in force there to "
+            "program.yaml, which lifts the halt, and materialize the events again (`uho replay`); or, if that is how "
+            f"the program is, `uho clear-halt {program} --reason …`"
+        )
 
 
 class ArchiveUnstableError(UhoError):
@@ -218,6 +233,7 @@ def load_events(
         RecordsMissingError: the chunk's records are not all in the lake.
         PartAlteredError: they are not what was written.
         AttemptFencedError: a later attempt owns the chunk.
+        ProgramHaltedError: too few records decoded before, by the same IDL versions; nothing was begun.
     """
     again = Retrying(
         retry=retry_if_exception_type(PASSING_POSTGRES_ERRORS),
@@ -240,6 +256,9 @@ def _load_events_once(
     counts = Counts()
     result, indexes, written = None, IndexChanges(), 0
     with connect(url, application_name=f"{APPLICATION} {program.key} {chunk.key}") as connection:
+        halted = get_halt(connection, program)
+        if halted is not None:
+            raise ProgramHaltedError(program.key, halted)
         attempt = begin_attempt(connection, program, chunk, "events")
         try:
             plan = ensure_tables(connection, program, decoder.tables())
@@ -270,8 +289,9 @@ def _load_events_once(
                     reporter.notice(f"{program.key}: the rows are loaded, an index is not as asked for: {fault}")
             else:
                 fail_attempt(connection, program, chunk, attempt, "events", verdict.text, counts.as_json())
+                set_halt(connection, program, chunk, f"Chunk {chunk.key}: {verdict.text}")
         except BaseException as error:
-            _fail_apart(url, program, chunk, attempt, "events", error, counts.as_json() if counts.records else None)
+            fail_apart(url, program, chunk, attempt, "events", error, counts.as_json() if counts.records else None)
             raise
     return EventsOutcome(manifest, counts, verdict, result, time.monotonic() - started, indexes, written)
 
@@ -339,7 +359,7 @@ class _Reading:
         """Tell the ledger of every program that is not complete."""
         for key, outcome in self.outcomes.items():
             if outcome.manifest is None and outcome.error is None and key in self.attempts:
-                _fail_apart(self.url, outcome.program, self.chunk, self.attempts[key], "records", error, None)
+                fail_apart(self.url, outcome.program, self.chunk, self.attempts[key], "records", error, None)
 
     def _stream(self) -> None:
         start = self._resume_slot()
@@ -392,7 +412,7 @@ class _Reading:
             if key in self.writers:
                 self.writers.pop(key).close()
             if key in self.attempts:
-                _fail_apart(self.url, outcome.program, self.chunk, self.attempts[key], "records", error, None)
+                fail_apart(self.url, outcome.program, self.chunk, self.attempts[key], "records", error, None)
 
     def _resume_slot(self) -> int:
         return min((writer.resume_slot for writer in self.writers.values()), default=self.chunk.end)
@@ -413,7 +433,7 @@ class _Reading:
         return int(SPACE_MARGIN * sum(manifest.bytes for manifest in manifests if manifest is not None))
 
 
-def _fail_apart(
+def fail_apart(
     url: str,
     program: Program,
     chunk: Chunk,

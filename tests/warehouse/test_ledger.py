@@ -215,12 +215,12 @@ def test_a_halt_stands_for_the_idl_versions_that_failed(ledger):
     other = program_of({"Simple": SIMPLE}, {"Simple": {"amount": "u8"}})
     begin_attempt(ledger, PROGRAM, CHUNK, "events")
     assert get_halt(ledger, PROGRAM) is None
-    assert clear_halt(ledger, PROGRAM) is False
+    assert clear_halt(ledger, PROGRAM, "ada", "we know") is False
     set_halt(ledger, PROGRAM, CHUNK, "30 % do not decode")
     set_halt(ledger, PROGRAM, NEXT, "so it is here")
     assert get_halt(ledger, PROGRAM) == "30 % do not decode"
     assert get_halt(ledger, other) is None, "a new IDL version lifts it"
-    assert clear_halt(ledger, other) is True
+    assert clear_halt(ledger, other, "ada", "we know") is True
     assert get_halt(ledger, PROGRAM) is None
 
 

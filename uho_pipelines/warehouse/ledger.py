@@ -305,13 +305,29 @@ def get_halt(connection: Connection, program: Program) -> str | None:
         )
 
 
-def clear_halt(connection: Connection, program: Program) -> bool:
-    """Lift the program's halt, of whatever IDL versions; return whether there was one."""
+def clear_halt(connection: Connection, program: Program, person: str, reason: str) -> bool:
+    """Lift the program's halt, of whatever IDL versions, and keep who did and why; return whether there was one."""
     with connection.transaction():
-        deleted = connection.execute(
-            "DELETE FROM uho.halt WHERE (network, owner, program) = (%s, %s, %s)", chunk_key(program)
-        )
-    return deleted.rowcount > 0
+        lifted = connection.execute(
+            "DELETE FROM uho.halt WHERE (network, owner, program) = (%s, %s, %s) "
+            "RETURNING idl_hash, chunk_start, reason",
+            chunk_key(program),
+        ).fetchall()
+        if lifted:
+            halts = [{"idlHash": idl, "chunkStart": start, "reason": why} for idl, start, why in lifted]
+            audit(connection, program, person, "clear halt", reason, {"halts": halts})
+    return bool(lifted)
+
+
+def audit(
+    connection: Connection, program: Program, person: str, action: str, reason: str, details: Mapping[str, Any]
+) -> None:
+    """Keep what a person decided against what was found, in the caller's transaction."""
+    connection.execute(
+        "INSERT INTO uho.audit (person, network, owner, program, action, reason, details) "
+        "VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        [person, *chunk_key(program), action, _as_kept(reason), as_jsonb(details)],
+    )
 
 
 def chunk_key(program: Program, chunk: Chunk | None = None) -> list[Any]:

@@ -8,7 +8,7 @@ COPYed a few megabytes at a time. Memory is bounded by `GATHERED_BYTES` and one 
 """
 
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,7 +109,7 @@ class ChunkLoad:
         for index, batch in decoded.tables:
             self._take(self._by_index[index], batch)
         if decoded.quarantine.num_rows:
-            self._take(self._quarantine, _quarantine_rows(self.program, decoded.quarantine))
+            self._take(self._quarantine, quarantine_rows(self.program, decoded.quarantine))
 
     def commit(
         self, counts: Mapping[str, Any], records_digest: str, *, before: Callable[[], object] = lambda: None
@@ -140,7 +140,7 @@ class ChunkLoad:
         self._update_own_row(
             "events_state = 'complete', events_finished_at = now(), events_error = NULL, events_counts = %s, "
             "loaded_at = now(), loaded_counts = %s, loaded_digest = %s, loaded_idl_hash = %s, "
-            "quarantine_digest = %s",
+            "quarantine_digest = %s, repaired_at = NULL, repaired_idl_hash = NULL",
             [counted, counted, records_digest, self.program.idl_hash, quarantined_digest],
         )
         before()
@@ -150,8 +150,7 @@ class ChunkLoad:
 
     def _begin(self) -> None:
         """Lock the chunk, check that it is still ours, and delete what it has."""
-        lock = f"uho chunk {self.program.key} {self.chunk.key}"
-        self.connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [lock])
+        lock_chunk(self.connection, self.program, self.chunk)
         # Updating locks the row: who begins a later attempt waits for this load to end, and its work is not lost.
         self._update_own_row("events_state = 'running'", [])
         # Tables of events that are in no IDL version any more have rows of earlier loads.
@@ -205,17 +204,34 @@ class ChunkLoad:
                 self._copy(target)
 
     def _copy(self, target: _Target) -> None:
-        statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
-            sql.Identifier(target.schema, target.table),
-            sql.SQL(", ").join(sql.Identifier(column) for column in target.columns),
-        )
-        with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
-            copy.write(uho_native.copy_header())
-            for piece in target.pieces:
-                copy.write(piece)
-            copy.write(uho_native.copy_trailer())
+        _copy_pieces(self.connection, target.schema, target.table, target.columns, target.pieces)
         target.pieces.clear()
         target.waiting = 0
+
+
+def lock_chunk(connection: Connection, program: Program, chunk: Chunk) -> None:
+    """Be the only one that changes the chunk's rows, to the end of the transaction."""
+    lock = f"uho chunk {program.key} {chunk.key}"
+    connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [lock])
+
+
+def copy_rows(connection: Connection, schema: str, table: str, columns: Sequence[str], batch: pa.RecordBatch) -> None:
+    """COPY a batch, whose columns are `columns` in this order, into a table."""
+    pieces = (uho_native.encode_copy(piece) for piece in _pieces(batch))
+    _copy_pieces(connection, schema, table, columns, pieces)
+
+
+def _copy_pieces(
+    connection: Connection, schema: str, table: str, columns: Sequence[str], pieces: Iterable[bytes]
+) -> None:
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
+        sql.Identifier(schema, table), sql.SQL(", ").join(sql.Identifier(column) for column in columns)
+    )
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.write(uho_native.copy_header())
+        for piece in pieces:
+            copy.write(piece)
+        copy.write(uho_native.copy_trailer())
 
 
 _FROM_DECODER = (
@@ -227,7 +243,7 @@ _FROM_DECODER = (
 QUARANTINE_COLUMNS = ("network", "owner", "program", "length", *_FROM_DECODER)
 
 
-def _quarantine_rows(program: Program, batch: pa.RecordBatch) -> pa.RecordBatch:
+def quarantine_rows(program: Program, batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return quarantined records as rows of `uho.quarantine`: with the program's key and the payload's length."""
     text = {b"uho:postgres": b"text"}
     columns: list[tuple[str, Any, Mapping[bytes, bytes]]] = [
