@@ -6,13 +6,14 @@ decodes everything.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from uho_pipelines.chunks import Chunk, select_chunks
 from uho_pipelines.decoding import decode, decoder_for
+from uho_pipelines.errors import UhoError
 from uho_pipelines.materialization import fail_apart, warehouse_url
 from uho_pipelines.registry import Program
 from uho_pipelines.settings import Settings
@@ -20,6 +21,18 @@ from uho_pipelines.warehouse import Connection, connect, ensure_tables
 from uho_pipelines.warehouse.ledger import begin_attempt, chunk_key
 from uho_pipelines.warehouse.redecoding import redecoding
 from uho_pipelines.warehouse.repair import RepairResult, repair_chunk
+
+
+class ReplayNeededError(UhoError):
+    """A program whose quarantined records cannot be decoded again alone."""
+
+    def __init__(self, program: str, chunks: Iterable[Chunk]) -> None:
+        self.program = program
+        commands = "; ".join(f"`uho replay {program} {chunk.options}`" for chunk in chunks)
+        super().__init__(
+            f"{program} keeps Parquet files of its events, and those are written whole, a chunk at a time. "
+            f"Decode the chunks that have quarantined records again from the lake: {commands}"
+        )
 
 
 @dataclass
@@ -96,6 +109,7 @@ def repair_program(
 
     Raises:
         AlreadyRunningError: a replay or repair of the program runs.
+        ReplayNeededError: the program keeps Parquet files of its events.
         QuarantineAlteredError: a chunk's quarantine is not as the ledger says; the chunks before it are repaired.
     """
     url = warehouse_url(settings)
@@ -105,6 +119,8 @@ def repair_program(
         outcome.other_versions = _chunks_of_other_versions(connection, program)
         if not quarantined:
             return outcome
+        if program.parquet:
+            raise ReplayNeededError(program.key, quarantined)
         first, last, total = min(quarantined), max(quarantined), sum(quarantined.values())
         with redecoding(url, program, "repair", first.start, last.end, len(quarantined), total) as running:
             for chunk in quarantined:

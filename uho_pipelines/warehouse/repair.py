@@ -7,7 +7,7 @@ was there before is found after.
 
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -151,7 +151,7 @@ class _Repair:
             _, table = self.tables[index]
             name = f"uho_repair_{index}"
             self._create_aside(name, sql.Identifier(table.schema, table.name))
-            self.aside[index] = TablePlan("pg_temp", name, table.columns, table.field_columns)
+            self.aside[index] = replace(table, schema="pg_temp", name=name)
         return self.aside[index]
 
     def _create_aside(self, name: str, like: sql.Identifier) -> None:
