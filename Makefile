@@ -8,7 +8,7 @@ SIMULATOR := sidecar/target/release/archive-sim
 RUST_SOURCES := $(shell find sidecar -name '*.rs' -not -path '*/target/*') $(wildcard sidecar/Cargo.* sidecar/crates/*/Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test test-rust test-python lint format bench clean prerequisites
+.PHONY: help build demo up test faults test-rust test-python lint format bench clean prerequisites
 
 help: ## list every target with a line each
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -49,6 +49,9 @@ test-rust: | prerequisites
 
 test-python: build
 	.venv/bin/pytest
+
+faults: | prerequisites ## every fault of the network at 100 random places each: the same records, or an error (minutes)
+	cd sidecar && UHO_FAULT_PLACES=100 $(CARGO) test --locked -p old-faithful --test faults -- --nocapture fault
 
 lint: build ## formatting, clippy pedantic, ruff, pyright strict
 	cd sidecar && $(CARGO) fmt --all --check

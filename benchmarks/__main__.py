@@ -1,4 +1,4 @@
-"""`python -m benchmarks [all|memory]`: writes archives, measures, and prints tables of ratios.
+"""`python -m benchmarks [all|reader|memory]`: writes archives, measures, and prints tables of ratios.
 
 What belongs here: which figures there are, and how a person reads them.
 """
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from benchmarks import copying, decoding, memory, scanning, whole_path
 from benchmarks.measuring import Spent, median_of, spread
-from benchmarks.stage import Stage, stage, temporary_folder, write_archive
+from benchmarks.stage import Archive, Stage, stage, temporary_folder, write_archive
 
 FREQUENT, RARE = "orderbook", "rare"
 MILLION = 1_000_000
@@ -40,6 +40,7 @@ def main(context: typer.Context) -> None:
 def ratios(
     load_megabytes: Annotated[int, typer.Option(help="Archive of which 15 % are loaded, in MB.")] = 300,
     scan_megabytes: Annotated[int, typer.Option(help="Archive that is scanned, in MB.")] = 700,
+    reader_megabytes: Annotated[int, typer.Option(help="Archive for the reader's own ratios, in MB.")] = 1_100,
     runs: Runs = 3,
     folder: Folder = None,
 ) -> None:
@@ -53,10 +54,25 @@ def ratios(
         with stage(base / "home-load", archive) as here:
             _show_path(here, runs)
             _show_decoding(here, runs)
+        archive = write_archive(base / "reader", reader_megabytes, 2)
+        _show_reader(archive, max(runs, 5))
+        archive.car.unlink()
         archive = write_archive(base / "scan", scan_megabytes, 2)
         with stage(base / "home-scan", archive) as here:
             _show_scanning(here, runs)
     console.print(f"{time.monotonic() - started:.0f} s in all")
+
+
+@application.command("reader")
+def reader(
+    megabytes: Annotated[int, typer.Option(help="Archive that is scanned, in MB.")] = 1_100,
+    program_percent: Annotated[int, typer.Option(min=1, max=15, help="Transactions of the program, in 100.")] = 2,
+    runs: Annotated[int, typer.Option(min=1, help="Rounds; the median counts.")] = 5,
+    folder: Folder = None,
+) -> None:
+    """Measure the reader alone, beside its targets."""
+    with temporary_folder(folder) as base:
+        _show_reader(write_archive(base / "reader", megabytes, program_percent), runs)
 
 
 @application.command("memory")
@@ -201,6 +217,53 @@ def _show_scanning(here: Stage, runs: int) -> None:
         seconds = median_of(measured, name)
         noise = f"± {spread(measured, name) / 2:.0%}"
         table.add_row(name, f"{seconds / read:.2f}", f"{seconds / hashed:.2f}", f"{seconds:.3f}", noise)
+    console.print(table)
+
+
+def _show_reader(archive: Archive, runs: int) -> None:
+    """Print the reader's ratios beside their targets; everything of a round is measured right after one another."""
+    rare, frequent = (archive.program_id(name) for name in (RARE, FREQUENT))
+    many = [rare, frequent, *scanning.strangers(14)]
+    rounds: list[Spent] = []
+    two_cores, one_core = [], []
+    with (
+        scanning.served(archive.folder) as address,
+        scanning.Sidecar(f"file://{archive.folder}") as local,
+        scanning.Sidecar(address, "--connections", "8") as remote,
+    ):
+        car = f"{address}/{archive.car.relative_to(archive.folder)}"
+        local.scan(archive, [rare], "matched")
+        for _ in range(runs):
+            spent = scanning.run_floors(archive.car)
+            spent.seconds["curl"] = scanning.run_curl(car)
+            for verify in ("matched", "full"):
+                spent.seconds[f"http {verify}"] = remote.scan(archive, [frequent], verify)[0]
+            local.pin(1)
+            for name, programs in (("rare", [rare]), ("frequent", [frequent]), ("16", many)):
+                cpu, wall, _ = local.scan(archive, programs, "matched")
+                spent.seconds[name] = cpu
+                if name == "rare":
+                    one_core.append(wall)
+            spent.seconds["full"] = local.scan(archive, [rare], "full")[0]
+            local.pin(2)
+            two_cores.append(local.scan(archive, [rare], "matched")[1])
+            rounds.append(spent)
+    percent = archive.truth["plan"]["program_percent"]
+    size = archive.truth["car_bytes"] / 1e6
+    table = _table(f"The reader, {size:,.0f} MB, CPU seconds", "figure", "target", "ratio", "measured")
+
+    def line(name: str, target: str, first: float, second: float) -> None:
+        table.add_row(name, target, f"{first / second:.2f}", f"{first:.2f} s ÷ {second:.2f} s")
+
+    of = {what: median_of(rounds, what) for what in rounds[0].seconds}
+    read = of[scanning.READ]
+    line("pread ÷ scan for a rare program, matched, one core", "≥ 0.25", read, of["rare"])
+    line(f"pread ÷ scan for a {percent} % program, matched, one core", "≥ 0.25", read, of["frequent"])
+    line("pread ÷ scan for a rare program, full, one core", "", read, of["full"])
+    line("16 programs in one pass ÷ the most frequent of them", "≤ 1.3", of["16"], of["frequent"])
+    line(f"HTTP, 8 connections, {percent} % program, matched ÷ curl", "≤ 2.5", of["http matched"], of["curl"])
+    line(f"HTTP, 8 connections, {percent} % program, full ÷ curl", "", of["http full"], of["curl"])
+    line("seconds on one core ÷ on two (the best of each)", "≥ 1.8", min(one_core), min(two_cores))
     console.print(table)
 
 

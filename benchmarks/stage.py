@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import SecretStr
 
 from benchmarks.measuring import cpu_seconds, server_cpu_seconds
@@ -45,6 +46,11 @@ class Archive:
     def chunk(self) -> Chunk:
         """The chunk that holds every block."""
         return Chunk(self.truth["plan"]["first_slot"], CHUNK_SLOTS)
+
+    def program_id(self, name: str) -> str:
+        """Return the id of one of the archive's programs."""
+        text = (self.folder / "programs" / name / "program.yaml").read_text(encoding="utf-8")
+        return yaml.safe_load(text)["program_id"]
 
     def count(self, program: str, what: str) -> int:
         """Return one of the simulator's counts for a program: transactions, records, events."""
@@ -98,7 +104,8 @@ def write_archive(folder: Path, megabytes: int, program_percent: int) -> Archive
     return Archive(folder, json.loads((folder / "truth" / "large.json").read_text(encoding="utf-8")))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -118,7 +125,7 @@ def stage(folder: Path, archive: Archive) -> Generator[Stage]:
             home=folder,
             programs_dir=archive.folder / "programs",
             postgres_url=SecretStr(server.url("uho")),
-            sidecar_url=f"http://127.0.0.1:{_free_port()}",
+            sidecar_url=f"http://127.0.0.1:{free_port()}",
             networks={"sim": network},
         )
         sidecar = start_sidecar(settings)

@@ -42,7 +42,7 @@ mod truth;
 mod wire;
 mod writer;
 
-pub use faults::{Fault, FaultKind};
+pub use faults::{Fault, FaultKind, Meets};
 pub use large::{LARGE_CHUNK_SLOTS, LargePlan, LargeProgram, LargeSummary, write_large};
 pub use plan::Plan;
 pub use rpc::{RpcFault, RpcFaultKind, RpcServer};

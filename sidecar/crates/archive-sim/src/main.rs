@@ -53,10 +53,13 @@ enum Command {
         /// Where to listen; port 0 takes any free one.
         #[arg(long, default_value = "127.0.0.1:0")]
         listen: String,
-        /// What happens to requests for bytes of CAR files, as KIND[=VALUE][@EVERY]; repeatable, the first that applies happens.
+        /// What happens to requests for bytes of CAR files, as KIND[=VALUE][WHEN]; repeatable, the first that applies happens.
         ///
-        /// close-after=BYTES (promises all, closes early), short=BYTES (a clean early end), status=CODE, flip (one bit),
-        /// slow=BYTES (a second), stall, whole (ignores the range). @3: every third request.
+        /// close-after=BYTES (promises all, closes early), close, reset, short=BYTES (a clean early end), short-length (of the content, under
+        /// a right Content-Range), status=CODE, retry-after=SECONDS (429), busy=ANSWERS (429 while more are under way), flip (one bit),
+        /// slow=BYTES (a second), stall, whole (ignores the range), other-range, shifted (another's bytes), etag (another), missing,
+        /// cut=BYTES (a shorter file). WHEN: @3, every third request; ~10/7, one in ten and a place in its answer, drawn by seed 7; #4096x2,
+        /// the first two for that byte of the file, there. Before the kind, index: is for slot-ranges files.
         #[arg(long = "fault", value_name = "FAULT")]
         faults: Vec<Fault>,
     },

@@ -14,6 +14,7 @@ use crate::counters::Counters;
 use crate::error::ArchiveError;
 use crate::fetch::{Identity, Store};
 use crate::index::{SLOT_RANGES_BYTES, SlotIndex};
+use crate::lookup::LearnedTables;
 use crate::model::{BareScanRequest, SLOTS_PER_EPOCH, ScanEvent, ScanRequest};
 use crate::scan;
 
@@ -33,6 +34,9 @@ pub struct ArchiveOptions {
     pub connect_timeout_ms: u64,
     /// The longest silence of a connection, in milliseconds. There is no limit for a whole body.
     pub read_timeout_ms: u64,
+    /// A connection that was waited for so long, in milliseconds, and is far slower than the others is left for
+    /// a new one.
+    pub slow_after_ms: u64,
     /// The first wait before a repeated request, in milliseconds; it doubles each time, up to 10 seconds.
     pub backoff_ms: u64,
 }
@@ -45,6 +49,7 @@ impl Default for ArchiveOptions {
             retries: 5,
             connect_timeout_ms: 10_000,
             read_timeout_ms: 30_000,
+            slow_after_ms: 3_000,
             backoff_ms: 200,
         }
     }
@@ -60,6 +65,8 @@ impl ArchiveOptions {
 #[derive(Debug, Clone)]
 pub struct Archive {
     pub(crate) store: Arc<Store>,
+    /// Of this archive's network, shared by all scans of it.
+    pub(crate) learned: Arc<LearnedTables>,
 }
 
 /// What reading an epoch needs besides its CAR file's bytes.
@@ -88,6 +95,7 @@ impl Archive {
     pub fn open(base: &str, options: ArchiveOptions) -> Result<Self, ArchiveError> {
         Ok(Self {
             store: Arc::new(Store::open(base, options)?),
+            learned: Arc::default(),
         })
     }
 

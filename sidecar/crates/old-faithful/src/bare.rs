@@ -97,7 +97,7 @@ fn read(
     };
 
     let filter = Arc::new(ProgramFilter::new(&request.programs));
-    let mut scanner = BlockScanner::new(Arc::clone(&car), filter, request.verify);
+    let mut scanner = BlockScanner::new(Arc::clone(&car), filter, request.verify, Arc::default());
     let mut feed = SectionFeed::new(header as u64);
     let mut sum = Sum {
         car: Arc::clone(&car),

@@ -2,12 +2,21 @@
 
 use crate::model::Pubkey;
 
+/// What lookup tables keep of a key: enough to tell that it is none of the programs looked for. Two keys may share
+/// it; then metadata is decompressed in vain.
+#[must_use]
+pub fn fingerprint(key: &Pubkey) -> u32 {
+    u32::from_le_bytes([key[12], key[13], key[14], key[15]])
+}
+
 /// The programs looked for.
 #[derive(Debug)]
 pub struct ProgramFilter {
     /// Sorted, with each program's place in the request.
     programs: Vec<(Pubkey, u16)>,
     first_bytes: [bool; 256],
+    /// Sorted.
+    fingerprints: Vec<u32>,
 }
 
 impl ProgramFilter {
@@ -21,9 +30,12 @@ impl ProgramFilter {
         for (program, _) in &sorted {
             first_bytes[usize::from(program[0])] = true;
         }
+        let mut fingerprints: Vec<u32> = sorted.iter().map(|(key, _)| fingerprint(key)).collect();
+        fingerprints.sort_unstable();
         Self {
             programs: sorted,
             first_bytes,
+            fingerprints,
         }
     }
 
@@ -31,6 +43,12 @@ impl ProgramFilter {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.programs.is_empty()
+    }
+
+    /// Whether a key with this fingerprint may be one of the programs.
+    #[must_use]
+    pub fn may_be(&self, fingerprint: u32) -> bool {
+        self.fingerprints.binary_search(&fingerprint).is_ok()
     }
 
     /// The place of `key` in the request's programs.

@@ -1,106 +1,223 @@
 //! Lookup tables learned while reading. A table only ever grows, and a closed one cannot be made again at its
 //! address, so that (table, index) → key never changes: once seen in one transaction's metadata, it need not be
-//! decompressed from another's. Kept is only whether an entry is known and which program it is, not its key.
+//! decompressed from another's.
+//!
+//! [`LearnedTables`] belongs to an archive and serves all its scans, whatever they look for; [`Dismissals`] is what
+//! one scanner made of it for its programs, without locks. Both only ever dismiss: a transaction that is not
+//! dismissed has its metadata decompressed, and the keys themselves decide.
 
 use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
 
-use crate::filter::{Mentions, ProgramFilter};
+use ahash::RandomState;
+
+use crate::filter::{ProgramFilter, fingerprint};
 use crate::model::Pubkey;
 use crate::wire::WireTransaction;
 
-/// Tables kept at most: beyond it, all are forgotten and learned anew. About 100 bytes each.
-const MAXIMUM_TABLES: usize = 200_000;
+/// Memory for what an archive's scans learned together, at most, in bytes. When a part is full it is learned anew.
+const MAXIMUM_BYTES: usize = 32 << 20;
+/// Parts with a lock each.
+const PARTS: usize = 64;
+/// Roughly the memory of a table without its fingerprints, in bytes.
+const TABLE_BYTES: usize = 160;
+/// Tables of one scanner, at most, of about 100 bytes each. Beyond it, all are taken from the archive's anew.
+const MAXIMUM_DISMISSED: usize = 20_000;
+
+/// A bit for each index of a table.
+#[derive(Debug, Clone, Copy, Default)]
+struct Indexes([u64; 4]);
+
+impl Indexes {
+    #[inline]
+    fn has(&self, index: u8) -> bool {
+        self.0[usize::from(index >> 6)] >> (index & 63) & 1 == 1
+    }
+
+    fn add(&mut self, index: u8) {
+        self.0[usize::from(index >> 6)] |= 1 << (index & 63);
+    }
+
+    /// How many of them come before `index`.
+    fn before(&self, index: u8) -> usize {
+        let word = usize::from(index >> 6);
+        let below = self.0[word] & ((1 << (index & 63)) - 1);
+        let bits = self.0[..word].iter().map(|bits| bits.count_ones());
+        (bits.sum::<u32>() + below.count_ones()) as usize
+    }
+}
 
 /// What is known of one table.
 #[derive(Debug, Default)]
 struct Table {
-    /// A bit for each index.
-    known: [u64; 4],
-    /// Indexes that are programs looked for, with the program's key.
-    programs: Vec<(u8, Pubkey)>,
+    known: Indexes,
+    /// Of the known indexes' keys, in ascending order of indexes.
+    fingerprints: Vec<u32>,
 }
 
-impl Table {
-    fn knows(&self, index: u8) -> bool {
-        self.known[usize::from(index >> 6)] >> (index & 63) & 1 == 1
-    }
-
-    fn learn(&mut self, index: u8, key: &Pubkey, filter: &ProgramFilter) {
-        if self.knows(index) {
-            return;
-        }
-        self.known[usize::from(index >> 6)] |= 1 << (index & 63);
-        if filter.place(key).is_some() {
-            self.programs.push((index, *key));
-        }
-    }
-}
-
-/// The tables learned so far.
 #[derive(Debug, Default)]
-pub(crate) struct LearnedTables {
-    tables: HashMap<Pubkey, Table>,
+struct Part {
+    tables: HashMap<Pubkey, Table, RandomState>,
+    bytes: usize,
+}
+
+/// The tables that an archive's scans learned.
+#[derive(Debug)]
+pub(crate) struct LearnedTables(Vec<RwLock<Part>>);
+
+impl Default for LearnedTables {
+    fn default() -> Self {
+        Self((0..PARTS).map(|_| RwLock::default()).collect())
+    }
 }
 
 impl LearnedTables {
-    /// Whether every key that the transaction loads is known. If so, the programs among them are added to
-    /// `mentions`; if not, `mentions` is left as it was.
-    pub(crate) fn resolve(
-        &self,
-        transaction: &WireTransaction<'_>,
-        filter: &ProgramFilter,
-        mentions: &mut Mentions,
-    ) -> bool {
-        let all_known = transaction.lookups().all(|lookup| {
-            let mut indexes = lookup.writable.iter().chain(lookup.readonly);
-            match self.tables.get(lookup.table) {
-                Some(table) => indexes.all(|index| table.knows(*index)),
-                None => indexes.next().is_none(),
-            }
-        });
-        if !all_known {
-            return false;
-        }
-        for lookup in transaction.lookups() {
-            let Some(table) = self.tables.get(lookup.table) else {
-                continue;
-            };
-            for (index, key) in &table.programs {
-                if lookup.writable.contains(index) || lookup.readonly.contains(index) {
-                    mentions.look(filter, key, true);
-                }
-            }
-        }
-        true
+    fn part(&self, table: &Pubkey) -> &RwLock<Part> {
+        &self.0[usize::from(table[31]) % PARTS]
     }
 
-    /// Learns from a transaction whose loaded keys are `keys`: all tables' writable ones, then all tables'
-    /// readonly ones. Their number must be the one that the transaction asks for.
-    pub(crate) fn learn(
-        &mut self,
-        transaction: &WireTransaction<'_>,
-        keys: &[Pubkey],
-        filter: &ProgramFilter,
-    ) {
-        if self.tables.len() > MAXIMUM_TABLES {
-            self.tables.clear();
+    /// Learns the keys of some of a table's indexes.
+    fn learn<'a>(&self, table: &Pubkey, keys: impl Iterator<Item = (u8, &'a Pubkey)> + Clone) {
+        let part = self.part(table);
+        {
+            let part = part.read().unwrap_or_else(PoisonError::into_inner);
+            let known = part.tables.get(table).map(|table| table.known);
+            let known = known.unwrap_or_default();
+            if keys.clone().all(|(index, _)| known.has(index)) {
+                return;
+            }
         }
-        let (mut writable, mut readonly) =
-            keys.split_at(transaction.loaded_writable.min(keys.len()));
-        for lookup in transaction.lookups() {
-            let table = self.tables.entry(*lookup.table).or_default();
-            for (indexes, keys) in [
-                (lookup.writable, &mut writable),
-                (lookup.readonly, &mut readonly),
-            ] {
-                for index in indexes {
-                    let Some((key, rest)) = keys.split_first() else {
-                        return;
-                    };
-                    table.learn(*index, key, filter);
-                    *keys = rest;
+        let mut part = part.write().unwrap_or_else(PoisonError::into_inner);
+        if part.bytes > MAXIMUM_BYTES / PARTS {
+            *part = Part::default();
+        }
+        let Part { tables, bytes } = &mut *part;
+        let table = tables.entry(*table).or_insert_with(|| {
+            *bytes += TABLE_BYTES;
+            Table::default()
+        });
+        for (index, key) in keys {
+            if !table.known.has(index) {
+                let place = table.known.before(index);
+                table.fingerprints.insert(place, fingerprint(key));
+                table.known.add(index);
+                *bytes += size_of::<u32>();
+            }
+        }
+    }
+
+    /// The known indexes of a table whose keys are none of the filter's programs.
+    fn dismissed(&self, table: &Pubkey, filter: &ProgramFilter) -> Indexes {
+        let mut dismissed = Indexes::default();
+        let part = self.part(table).read();
+        let part = part.unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = part.tables.get(table) {
+            let indexes = (0..=u8::MAX).filter(|index| table.known.has(*index));
+            for (index, fingerprint) in indexes.zip(&table.fingerprints) {
+                if !filter.may_be(*fingerprint) {
+                    dismissed.add(index);
                 }
             }
         }
+        dismissed
+    }
+}
+
+/// What one scanner knows not to be any of its programs.
+#[derive(Debug, Default)]
+pub(crate) struct Dismissals(HashMap<Pubkey, Indexes, RandomState>);
+
+impl Dismissals {
+    /// Whether no key that the transaction loads is one of the filter's programs, for all that is known.
+    pub(crate) fn dismiss(
+        &mut self,
+        transaction: &WireTransaction<'_>,
+        filter: &ProgramFilter,
+        learned: &LearnedTables,
+    ) -> bool {
+        transaction.lookups().all(|lookup| {
+            let mut indexes = lookup.writable.iter().chain(lookup.readonly);
+            if let Some(known) = self.0.get(lookup.table)
+                && indexes.clone().all(|index| known.has(*index))
+            {
+                return true;
+            }
+            let known = learned.dismissed(lookup.table, filter);
+            let all = indexes.all(|index| known.has(*index));
+            if all {
+                if self.0.len() >= MAXIMUM_DISMISSED {
+                    self.0.clear();
+                }
+                self.0.insert(*lookup.table, known);
+            }
+            all
+        })
+    }
+}
+
+/// Learns from a transaction whose loaded keys are `keys`: all tables' writable ones, then all tables' readonly
+/// ones, as many as the transaction asks for.
+pub(crate) fn learn(learned: &LearnedTables, transaction: &WireTransaction<'_>, keys: &[Pubkey]) {
+    let (mut writable, mut readonly) = keys.split_at(transaction.loaded_writable.min(keys.len()));
+    for lookup in transaction.lookups() {
+        for (indexes, keys) in [
+            (lookup.writable, &mut writable),
+            (lookup.readonly, &mut readonly),
+        ] {
+            let (now, rest) = keys.split_at(indexes.len().min(keys.len()));
+            learned.learn(lookup.table, indexes.iter().copied().zip(now));
+            *keys = rest;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u32) -> Pubkey {
+        let mut key = [7; 32];
+        key[12..16].copy_from_slice(&number.to_le_bytes());
+        key
+    }
+
+    #[test]
+    fn what_is_learned_in_any_order_dismisses_all_but_the_programs() {
+        let learned = LearnedTables::default();
+        let table = [9; 32];
+        for index in [200_u8, 3, 64, 63, 255, 0, 3] {
+            let key = key(u32::from(index));
+            learned.learn(&table, std::iter::once((index, &key)));
+        }
+        let filter = ProgramFilter::new(&[key(63), key(1)]);
+        let dismissed = learned.dismissed(&table, &filter);
+        let found: Vec<u8> = (0..=255).filter(|index| dismissed.has(*index)).collect();
+        assert_eq!(found, [0, 3, 64, 200, 255]);
+        assert!((0..=255).all(|index| !learned.dismissed(&[8; 32], &filter).has(index)));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_what_was_forgotten_is_not_dismissed() {
+        let learned = LearnedTables::default();
+        let all: Vec<(u8, Pubkey)> = (0..=255).map(|index| (index, key(index.into()))).collect();
+        let mut most = 0;
+        for number in 0..2_000_u32 {
+            // One part.
+            let mut table = [0; 32];
+            table[..4].copy_from_slice(&number.to_le_bytes());
+            learned.learn(&table, all.iter().map(|(index, key)| (*index, key)));
+            most = most.max(
+                learned.0[0]
+                    .read()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .bytes,
+            );
+        }
+        assert!(
+            most <= MAXIMUM_BYTES / PARTS + TABLE_BYTES + 4 * 256,
+            "{most}"
+        );
+        let filter = ProgramFilter::new(&[]);
+        assert!(!learned.dismissed(&[0; 32], &filter).has(0));
     }
 }

@@ -23,9 +23,9 @@ use crate::segment::{Segment, SegmentReader};
 
 /// Blocks of one segment that wait for the consumer, at most.
 const WAITING_BLOCKS: usize = 1024;
-/// Memory that the matches of one segment hold while they wait for the consumer, at most, in bytes. A single
-/// block may hold more.
-const WAITING_BYTES: u32 = 16 << 20;
+/// Memory that matches hold while they wait for the consumer, at most, in bytes: each segment in flight has an
+/// equal part of it, so that none can keep another from going on. A single block may hold more.
+const WAITING_BYTES: usize = 64 << 20;
 /// Segments in flight per connection: those that are read, and those that wait for one before them.
 const SEGMENTS_PER_CONNECTION: usize = 2;
 
@@ -67,6 +67,7 @@ struct Shared {
     archive: Archive,
     filter: Arc<ProgramFilter>,
     verify: Verify,
+    connections: Connections,
     /// Scanners not in use, with what they learned.
     scanners: Mutex<Vec<BlockScanner>>,
 }
@@ -79,7 +80,13 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
             .pop();
         spare.unwrap_or_else(|| {
-            BlockScanner::new(Arc::clone(car), Arc::clone(&self.filter), self.verify)
+            let learned = Arc::clone(&self.archive.learned);
+            BlockScanner::new(
+                Arc::clone(car),
+                Arc::clone(&self.filter),
+                self.verify,
+                learned,
+            )
         })
     }
 
@@ -91,11 +98,47 @@ impl Shared {
     }
 }
 
+/// The connections of a scan: fewer while the server throttles. A segment keeps the one it has until it is read,
+/// so that the one which all others wait for never lacks one.
+struct Connections {
+    free: Arc<Semaphore>,
+    /// How many there are now, in use or not.
+    count: Mutex<usize>,
+    most: usize,
+}
+
+impl Connections {
+    fn new(most: usize) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(most)),
+            count: Mutex::new(most),
+            most,
+        }
+    }
+
+    async fn free(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.free).acquire_owned().await.ok()
+    }
+
+    /// Frees a connection, or takes it away or adds another, towards what is `allowed`: one at least.
+    fn give_back(&self, connection: Option<OwnedSemaphorePermit>, allowed: usize) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        if *count > allowed
+            && let Some(connection) = connection
+        {
+            connection.forget();
+            *count -= 1;
+        } else if *count < allowed {
+            self.free.add_permits(1);
+            *count += 1;
+        }
+    }
+}
+
 struct Scan {
     shared: Arc<Shared>,
     assembler: Assembler,
     plan: Plan,
-    connections: Arc<Semaphore>,
     window: usize,
     in_flight: VecDeque<InFlight>,
     finished: bool,
@@ -115,6 +158,7 @@ impl Scan {
                 archive: archive.clone(),
                 filter: Arc::new(ProgramFilter::new(&programs)),
                 verify,
+                connections: Connections::new(connections),
                 scanners: Mutex::new(Vec::new()),
             }),
             assembler: Assembler::new(
@@ -130,7 +174,6 @@ impl Scan {
                 next_slot: range.start,
                 epoch: None,
             },
-            connections: Arc::new(Semaphore::new(connections)),
             window: connections * SEGMENTS_PER_CONNECTION,
             in_flight: VecDeque::new(),
             finished: false,
@@ -156,15 +199,15 @@ impl Scan {
         let may_begin = !self.plan.is_done() && self.in_flight.len() < self.window;
         let Some(front) = self.in_flight.front_mut() else {
             if may_begin {
-                let permit = Arc::clone(&self.connections).acquire_owned().await.ok();
-                return self.begin_segment(permit).await;
+                let connection = self.shared.connections.free().await;
+                return self.begin_segment(connection).await;
             }
             return self.finish().await;
         };
         tokio::select! {
             biased;
-            permit = Arc::clone(&self.connections).acquire_owned(), if may_begin => {
-                self.begin_segment(permit.ok()).await
+            connection = self.shared.connections.free(), if may_begin => {
+                self.begin_segment(connection).await
             }
             received = front.blocks.recv() => match received {
                 Some(Ok((block, _memory))) => self.take_block(block),
@@ -176,7 +219,7 @@ impl Scan {
 
     async fn begin_segment(
         &mut self,
-        permit: Option<OwnedSemaphorePermit>,
+        connection: Option<OwnedSemaphorePermit>,
     ) -> Result<(), ArchiveError> {
         let Some(segment) = self.plan.next_segment().await? else {
             return Ok(());
@@ -187,7 +230,7 @@ impl Scan {
             Arc::clone(&self.shared),
             Arc::clone(&segment),
             sender,
-            permit,
+            connection,
         );
         self.in_flight.push_back(InFlight {
             segment,
@@ -258,7 +301,12 @@ impl Scan {
             return Ok(None);
         };
         let nothing = Arc::new(ProgramFilter::new(&[]));
-        let scanner = BlockScanner::new(Arc::clone(&epoch.car), nothing, self.shared.verify);
+        let scanner = BlockScanner::new(
+            Arc::clone(&epoch.car),
+            nothing,
+            self.shared.verify,
+            Arc::default(),
+        );
         let segment = Segment {
             epoch: Arc::clone(&epoch),
             blocks: vec![listed],
@@ -277,16 +325,18 @@ async fn read_segment(
     blocks: Sender<Result<Waiting, ArchiveError>>,
     connection: Option<OwnedSemaphorePermit>,
 ) {
-    let memory = Arc::new(Semaphore::new(WAITING_BYTES as usize));
+    let window = shared.connections.most * SEGMENTS_PER_CONNECTION;
+    let most = u32::try_from(WAITING_BYTES / window).unwrap_or(u32::MAX);
+    let memory = Arc::new(Semaphore::new(most as usize));
     let scanner = shared.take_scanner(&segment.epoch.car);
     let store = Arc::clone(&shared.archive.store);
     let mut reader = SegmentReader::new(store, segment, scanner);
     loop {
         match reader.next().await {
             Ok(Some(block)) => {
-                let bytes = u32::try_from(block.matched_bytes).unwrap_or(WAITING_BYTES);
+                let bytes = u32::try_from(block.matched_bytes).unwrap_or(most);
                 let memory = Arc::clone(&memory);
-                let permit = memory.acquire_many_owned(bytes.min(WAITING_BYTES)).await;
+                let permit = memory.acquire_many_owned(bytes.min(most)).await;
                 if blocks.send(Ok((block, permit.ok()))).await.is_err() {
                     return;
                 }
@@ -300,7 +350,10 @@ async fn read_segment(
         }
     }
     shared.give_back(reader.into_scanner());
-    drop(connection);
+    let throttle = &shared.archive.store.throttle;
+    throttle.recover();
+    let allowed = throttle.connections(shared.connections.most);
+    shared.connections.give_back(connection, allowed);
 }
 
 /// Which segments a range has. Epochs are opened one after another, when they are reached.

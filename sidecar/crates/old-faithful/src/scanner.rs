@@ -9,6 +9,7 @@ use crate::counters::Counters;
 use crate::dataframe::{Frames, hash_matches, section_hash};
 use crate::error::ArchiveError;
 use crate::filter::ProgramFilter;
+use crate::lookup::LearnedTables;
 use crate::model::{Block, MatchedTransaction, SLOTS_PER_EPOCH, Verify};
 use crate::node::{BlockNode, EntryNode, Kind, TransactionNode};
 use crate::place::Place;
@@ -80,11 +81,16 @@ pub(crate) struct BlockScanner {
 }
 
 impl BlockScanner {
-    pub(crate) fn new(car: Arc<str>, filter: Arc<ProgramFilter>, verify: Verify) -> Self {
+    pub(crate) fn new(
+        car: Arc<str>,
+        filter: Arc<ProgramFilter>,
+        verify: Verify,
+        learned: Arc<LearnedTables>,
+    ) -> Self {
         Self {
             car,
             verify,
-            transactions: TransactionReader::new(filter, verify),
+            transactions: TransactionReader::new(filter, verify, learned),
             slot: None,
             frames: Frames::default(),
             transaction_hashes: Vec::new(),

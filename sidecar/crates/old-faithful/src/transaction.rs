@@ -12,7 +12,7 @@ use crate::dataframe::{
 };
 use crate::error::ArchiveError;
 use crate::filter::{Mentions, ProgramFilter};
-use crate::lookup::LearnedTables;
+use crate::lookup::{Dismissals, LearnedTables, learn};
 use crate::metadata::{Format, Inflater, Metadata, loaded_keys};
 use crate::model::{Instruction, MatchedTransaction, Pubkey, Verify};
 use crate::node::TransactionNode;
@@ -42,18 +42,24 @@ pub(crate) struct TransactionReader {
     verify: Verify,
     inflater: Inflater,
     mentions: Mentions,
-    tables: LearnedTables,
+    learned: Arc<LearnedTables>,
+    dismissals: Dismissals,
     loaded: Vec<Pubkey>,
 }
 
 impl TransactionReader {
-    pub(crate) fn new(filter: Arc<ProgramFilter>, verify: Verify) -> Self {
+    pub(crate) fn new(
+        filter: Arc<ProgramFilter>,
+        verify: Verify,
+        learned: Arc<LearnedTables>,
+    ) -> Self {
         Self {
             filter,
             verify,
             inflater: Inflater::new(),
             mentions: Mentions::default(),
-            tables: LearnedTables::default(),
+            learned,
+            dismissals: Dismissals::default(),
             loaded: Vec::new(),
         }
     }
@@ -87,10 +93,11 @@ impl TransactionReader {
             let undecided = loads
                 && !self.filter.is_empty()
                 && !self
-                    .tables
-                    .resolve(&transaction, &self.filter, &mut self.mentions);
+                    .dismissals
+                    .dismiss(&transaction, &self.filter, &self.learned);
             if undecided || !self.mentions.is_empty() {
-                metadata = self.read_metadata(&transaction, node, frames, place, counts)?;
+                metadata =
+                    self.read_metadata(&transaction, section, node, frames, place, counts)?;
             } else {
                 let decided = loads && !self.filter.is_empty();
                 counts.decompressions_avoided += u64::from(decided);
@@ -105,7 +112,9 @@ impl TransactionReader {
         }
         check_hash(node.data.hash.filter(|_| node.data.next.is_empty()), &sent)
             .map_err(|fault| place.payload(fault))?;
-        let bytes = sent.len() + metadata.as_ref().map_or(0, |(_, bytes)| *bytes);
+        // The parts that its fields are cut into take about as much again.
+        let inflated = metadata.as_ref().map_or(0, |(_, bytes)| *bytes);
+        let bytes = size_of::<MatchedTransaction>() + 2 * (sent.len() + inflated);
         let metadata = metadata.map(|(metadata, _)| metadata);
         let transaction =
             self.matched(&sent, node.slot, section.offset, position, metadata, place)?;
@@ -117,6 +126,7 @@ impl TransactionReader {
     fn read_metadata(
         &mut self,
         transaction: &WireTransaction<'_>,
+        section: &Section<'_>,
         node: &TransactionNode<'_>,
         frames: &Frames,
         place: &Place<'_>,
@@ -150,10 +160,13 @@ impl TransactionReader {
         for key in &self.loaded {
             self.mentions.look(&self.filter, key, true);
         }
-        if read == (transaction.loaded_writable, transaction.loaded_readonly) {
-            self.tables.learn(transaction, &self.loaded, &self.filter);
-        } else {
+        if read != (transaction.loaded_writable, transaction.loaded_readonly) {
             counts.unresolved_lookups += u64::from(loads);
+        } else if loads
+            // What other scans will rely on is proved, whatever this one asks for.
+            && (self.verify == Verify::Full || verify_used(section, node, frames, place).is_ok())
+        {
+            learn(&self.learned, transaction, &self.loaded);
         }
         if self.mentions.is_empty() {
             return Ok(None);

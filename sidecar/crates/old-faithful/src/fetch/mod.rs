@@ -3,6 +3,7 @@
 
 mod http;
 mod range;
+mod throttle;
 
 use std::error::Error as _;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use crate::archive::ArchiveOptions;
 use crate::counters::{Counters, RetryCause};
 use crate::error::ArchiveError;
 pub(crate) use range::RangeReader;
+use throttle::Throttle;
 
 /// What HTTP clients say of a body that ended before its stated length.
 const EARLY_END_TEXTS: [&str; 2] = [
@@ -102,6 +104,7 @@ pub(crate) struct Store {
     address: String,
     pub(crate) options: ArchiveOptions,
     pub(crate) counters: Counters,
+    pub(crate) throttle: Throttle,
 }
 
 impl std::fmt::Debug for Store {
@@ -143,6 +146,7 @@ impl Store {
             address: redact(base),
             options,
             counters: Counters::default(),
+            throttle: Throttle::default(),
         })
     }
 
@@ -153,6 +157,7 @@ impl Store {
             ..GetOptions::default()
         };
         let location = ObjectPath::from(file);
+        self.throttle.pass().await;
         self.counters.requests.add(1);
         let answer = self.inner.get_opts(&location, options);
         let answer = tokio::time::timeout(self.options.read_timeout(), answer)

@@ -4,11 +4,13 @@
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::stream::BoxStream;
 
+use super::throttle::Pace;
 use super::{Fault, Identity, Opened, Passing, Source, Store, fault};
 use crate::counters::RetryCause;
 use crate::error::ArchiveError;
@@ -40,6 +42,10 @@ pub(crate) struct RangeReader {
     source: Option<Source>,
     attempts: u32,
     progress: u64,
+    /// What the connection brought since it was last compared with the others.
+    pace: Pace,
+    /// How long no bytes came.
+    silent: Duration,
     current: Current,
     buffer: Vec<u8>,
 }
@@ -62,6 +68,8 @@ impl RangeReader {
             source: None,
             attempts: 0,
             progress: 0,
+            pace: Pace::default(),
+            silent: Duration::ZERO,
             current: Current::Buffer(0),
             buffer: Vec::new(),
         }
@@ -96,27 +104,18 @@ impl RangeReader {
             }
             let count = match self.source.take() {
                 Some(Source::File(file)) => self.read_file(file).await?,
-                Some(Source::Stream(mut stream)) => {
-                    let limit = self.store.options.read_timeout();
-                    let received = match tokio::time::timeout(limit, stream.next()).await {
-                        Ok(Some(Ok(bytes))) => Ok(bytes),
-                        Ok(Some(Err(error))) => Err(self.broken(&error)?),
-                        Ok(None) => Err(Passing::new(RetryCause::EarlyEnd, "")),
-                        Err(_) => Err(Passing::new(RetryCause::Stall, "no bytes came in time")),
-                    };
-                    match received {
-                        Ok(bytes) => {
-                            self.source = Some(Source::Stream(stream));
-                            let count = bytes.len();
-                            self.current = Current::Bytes(bytes);
-                            count
-                        }
-                        Err(fault) => {
-                            self.interrupted(fault).await?;
-                            continue;
-                        }
+                Some(Source::Stream(stream)) => match self.receive(stream).await {
+                    Ok(Some(bytes)) => {
+                        let count = bytes.len();
+                        self.current = Current::Bytes(bytes);
+                        count
                     }
-                }
+                    Ok(None) => continue,
+                    Err(fault) => {
+                        self.interrupted(fault?).await?;
+                        continue;
+                    }
+                },
                 None => continue,
             };
             if count as u64 > self.end - self.at {
@@ -136,6 +135,45 @@ impl RangeReader {
             Current::Bytes(bytes) => bytes,
             Current::Buffer(count) => &self.buffer[..*count],
         }))
+    }
+
+    /// The next bytes of a body; `None` when none came for a while, or the connection is better left for a new one.
+    async fn receive(
+        &mut self,
+        mut stream: BoxStream<'static, object_store::Result<Bytes>>,
+    ) -> Result<Option<Bytes>, Result<Passing, ArchiveError>> {
+        let options = &self.store.options;
+        let slow_after = Duration::from_millis(options.slow_after_ms);
+        let silence = options.read_timeout().saturating_sub(self.silent);
+        let asked = Instant::now();
+        let received = tokio::time::timeout(silence.min(slow_after), stream.next()).await;
+        self.pace.waited += asked.elapsed();
+        let bytes = match received {
+            Ok(Some(Ok(bytes))) => {
+                self.silent = Duration::ZERO;
+                self.pace.bytes += bytes.len() as u64;
+                Some(bytes)
+            }
+            Ok(Some(Err(error))) => return Err(self.broken(&error)),
+            Ok(None) => return Err(Ok(Passing::new(RetryCause::EarlyEnd, ""))),
+            Err(_) => {
+                self.silent += asked.elapsed();
+                if self.silent >= options.read_timeout() {
+                    return Err(Ok(Passing::new(RetryCause::Stall, "no bytes came in time")));
+                }
+                None
+            }
+        };
+        if self.pace.waited >= slow_after
+            && self.store.throttle.is_slow(std::mem::take(&mut self.pace))
+        {
+            // The rest is asked for anew, over another connection.
+            self.store.counters.retried(RetryCause::Slow);
+            self.silent = Duration::ZERO;
+        } else {
+            self.source = Some(Source::Stream(stream));
+        }
+        Ok(bytes)
     }
 
     fn accept(&mut self, opened: Opened) -> Result<(), ArchiveError> {
@@ -198,6 +236,7 @@ impl RangeReader {
     /// Waits before the next attempt, or gives up.
     async fn interrupted(&mut self, fault: Passing) -> Result<(), ArchiveError> {
         self.source = None;
+        self.silent = Duration::ZERO;
         self.progress = 0;
         if self.attempts >= self.store.options.retries {
             return Err(match fault.cause {
@@ -217,6 +256,9 @@ impl RangeReader {
         let backoff = Duration::from_millis(longest / 2 + jitter(longest / 2));
         let asked = fault.wait.unwrap_or_default();
         let asked = asked.min(Duration::from_millis(LONGEST_WAIT_MS));
+        if fault.cause == RetryCause::Throttled {
+            self.store.throttle.throttled(backoff + asked);
+        }
         tokio::time::sleep(backoff + asked).await;
         Ok(())
     }
