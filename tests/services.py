@@ -49,9 +49,17 @@ def shared_data() -> Path:
     return folder.resolve()
 
 
-def simulate(folder: Path, *, seed: int = 7, first_slot: int | None = None, last_slot: int | None = None) -> Path:
+def simulate(
+    folder: Path,
+    *,
+    seed: int = 7,
+    first_slot: int | None = None,
+    last_slot: int | None = None,
+    options: Sequence[str] = (),
+) -> Path:
     """Write a simulated archive, its truth and its programs; return the folder."""
     command = [built("archive-sim", "UHO_ARCHIVE_SIM_BINARY"), "write", "--out", str(folder), "--seed", str(seed)]
+    command += options
     for option, slot in (("--first-slot", first_slot), ("--last-slot", last_slot)):
         command += [option, str(slot)] if slot is not None else []
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

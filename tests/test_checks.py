@@ -5,7 +5,7 @@ from streams import certificate, program_id
 
 from uho_pipelines.checks import Verdict, completeness, skip_rate
 from uho_pipelines.chunks import Chunk
-from uho_pipelines.decoding import Counts, Fallback
+from uho_pipelines.decoding import Counts, Fallback, Unexplained
 
 ALPHA = program_id("alpha")
 CHUNK = Chunk(100, 100)
@@ -94,6 +94,20 @@ def test_records_decoded_by_a_version_not_in_force_warn():
     assert (grade(verdict), "7 records were decoded by an IDL version" in verdict.text) == ("warn", True)
     row = verdict.metadata["decoded by another IDL version"].records[0].data
     assert (row["first slot"], row["last slot"]) == (100, 150)
+
+
+def test_a_hint_says_which_event_needs_another_version_since_when_and_for_how_much():
+    made = counts(10, 60)
+    made.undecodable_by["dd", "trailing_bytes"] = 40
+    made.unexplained["dd", "trailing_bytes"] = Unexplained(120, 180, 8, 8)
+    made.unexplained["ff", "unknown_discriminator"] = Unexplained(100, 199, 3, 1_000)
+    assert (
+        "Another IDL version is needed for an event that no version has (ff): 60 records since slot 100 (to 199 here), "
+        "3 to 1,000 bytes unexplained (unknown_discriminator). Another IDL version is needed for Dead (dd): 40 records "
+        "since slot 120 (to 180 here), 8 bytes unexplained (trailing_bytes)."
+    ) in skip_rate(made, EVENTS).text
+    (unknown, dead) = [row.data for row in skip_rate(made, EVENTS).metadata["undecodable by discriminator"].records]
+    assert (unknown["unexplained bytes"], dead["first slot"], dead["last slot"]) == ("3 to 1,000", 120, 180)
 
 
 def test_what_did_not_decode_is_shown_by_discriminator():

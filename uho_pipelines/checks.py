@@ -15,7 +15,7 @@ import uho_native
 
 from uho_pipelines.archive import Certificate
 from uho_pipelines.chunks import Chunk
-from uho_pipelines.decoding import Counts
+from uho_pipelines.decoding import Counts, Unexplained
 
 COMPLETENESS = "completeness"
 SKIP_RATE = "skip_rate"
@@ -28,6 +28,9 @@ FAIL_ABOVE = 0.25
 
 RECORDS_TO_FAIL = 100
 """With fewer decodable and undecodable records than this, a skip rate warns at most."""
+
+HINTS_SHOWN = 3
+"""A verdict names so many discriminators that need another IDL version."""
 
 ROWS_SHOWN = 100
 """A table in metadata has so many rows."""
@@ -145,6 +148,7 @@ def skip_rate(counts: Counts, events: Mapping[str, str]) -> Verdict:
                 "event": events.get(discriminator, "unknown"),
                 "reason": reason,
                 "records": count,
+                **_place(counts.unexplained.get((discriminator, reason))),
             }
             for (discriminator, reason), count in counts.undecodable_by.most_common()
         )
@@ -162,6 +166,8 @@ def skip_rate(counts: Counts, events: Mapping[str, str]) -> Verdict:
             f"Event {event}: {undecodable:,} of {decoded + undecodable:,} records decode by no IDL version. "
             "Its layout may have changed."
         )
+    if verdict.text:
+        verdict.warnings.extend(version_hints(counts, events))
     if counts.fallbacks:
         fallen_back = sum(fallback.count for fallback in counts.fallbacks.values())
         verdict.warnings.append(
@@ -195,6 +201,24 @@ def certificate_table(certificate: Certificate) -> dg.TableMetadataValue:
         else:
             rows[name] = _shown(value)
     return table_metadata({"what": name, "value": value} for name, value in rows.items())
+
+
+def version_hints(counts: Counts, events: Mapping[str, str]) -> list[str]:
+    """Return, most records first, which discriminators another IDL version would have to explain, and since when."""
+    return [
+        f"Another IDL version is needed for {events.get(discriminator, 'an event that no version has')} "
+        f"({discriminator}): {counts.undecodable_by[discriminator, reason]:,} records since slot {found.first_slot} "
+        f"(to {found.last_slot} here), {found.bytes} bytes unexplained ({reason})."
+        for (discriminator, reason), found in sorted(
+            counts.unexplained.items(), key=lambda item: -counts.undecodable_by[item[0]]
+        )[:HINTS_SHOWN]
+    ]
+
+
+def _place(found: Unexplained | None) -> dict[str, int | str]:
+    if found is None:
+        return {}
+    return {"first slot": found.first_slot, "last slot": found.last_slot, "unexplained bytes": found.bytes}
 
 
 def _dying_events(counts: Counts, events: Mapping[str, str]) -> list[tuple[str, int, int]]:

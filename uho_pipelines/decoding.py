@@ -78,6 +78,28 @@ class Fallback:
 
 
 @dataclass
+class Unexplained:
+    """Where undecodable records of one kind lie (slots inclusive), and the fewest and most bytes left unexplained."""
+
+    first_slot: int
+    last_slot: int
+    least: int
+    most: int
+
+    @property
+    def bytes(self) -> str:
+        """Return the bytes in words: `8`, or `8 to 40`."""
+        return f"{self.least:,}" if self.least == self.most else f"{self.least:,} to {self.most:,}"
+
+    def add(self, other: "Unexplained") -> None:
+        """Widen to what `other` covers."""
+        self.first_slot = min(self.first_slot, other.first_slot)
+        self.last_slot = max(self.last_slot, other.last_slot)
+        self.least = min(self.least, other.least)
+        self.most = max(self.most, other.most)
+
+
+@dataclass
 class Counts:
     """What became of a chunk's records: each is a twin, left out as failed, foreign, decoded or undecodable."""
 
@@ -91,6 +113,8 @@ class Counts:
     """By event and IDL version."""
     undecodable_by: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     """By discriminator (hexadecimal) and reason."""
+    unexplained: dict[tuple[str, str], Unexplained] = field(default_factory=dict[tuple[str, str], Unexplained])
+    """Of the same records, by the same keys."""
     fallbacks: dict[tuple[str, str, str], Fallback] = field(default_factory=dict[tuple[str, str, str], Fallback])
     """By event, IDL version and discriminator (hexadecimal)."""
 
@@ -117,13 +141,28 @@ class Counts:
         for by_event in counts["decoded_by"]:
             self.decoded_by[by_event["event"], by_event["idl"]] += by_event["count"]
         for by_reason in counts["undecodable_by"]:
-            self.undecodable_by[by_reason["discriminator"], by_reason["reason"]] += by_reason["count"]
-        for found in counts["fallback"]:
-            key = (found["event"], found["idl"], found["discriminator"])
-            kept = self.fallbacks.setdefault(key, Fallback(found["first_slot"], found["last_slot"], 0))
-            kept.first_slot = min(kept.first_slot, found["first_slot"])
-            kept.last_slot = max(kept.last_slot, found["last_slot"])
-            kept.count += found["count"]
+            kind = (by_reason["discriminator"], by_reason["reason"])
+            self.undecodable_by[kind] += by_reason["count"]
+            place = (by_reason["first_slot"], by_reason["last_slot"])
+            found = Unexplained(*place, by_reason["least_unexplained"], by_reason["most_unexplained"])
+            self.unexplained.setdefault(kind, found).add(found)
+        for used in counts["fallback"]:
+            key = (used["event"], used["idl"], used["discriminator"])
+            kept = self.fallbacks.setdefault(key, Fallback(used["first_slot"], used["last_slot"], 0))
+            kept.first_slot = min(kept.first_slot, used["first_slot"])
+            kept.last_slot = max(kept.last_slot, used["last_slot"])
+            kept.count += used["count"]
+
+    def _place(self, kind: tuple[str, str]) -> dict[str, int]:
+        found = self.unexplained.get(kind)
+        if found is None:
+            return {}
+        return {
+            "first_slot": found.first_slot,
+            "last_slot": found.last_slot,
+            "least_unexplained": found.least,
+            "most_unexplained": found.most,
+        }
 
     def as_json(self) -> dict[str, Any]:
         """Return the counts as the ledger keeps them, in the decoder's own form."""
@@ -138,8 +177,8 @@ class Counts:
                 {"event": event, "idl": idl, "count": count} for (event, idl), count in sorted(self.decoded_by.items())
             ],
             "undecodable_by": [
-                {"discriminator": discriminator, "reason": reason, "count": count}
-                for (discriminator, reason), count in sorted(self.undecodable_by.items())
+                {"discriminator": kind[0], "reason": kind[1], "count": count, **self._place(kind)}
+                for kind, count in sorted(self.undecodable_by.items())
             ],
             "fallback": [
                 {

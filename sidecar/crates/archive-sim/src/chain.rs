@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::programs::{Payload, key_of};
 use crate::transaction::{Call, Step, Transaction, Truncation};
-use crate::{Plan, Pubkey, demo, tables};
+use crate::{Plan, Pubkey, demo, layouts, tables};
 
 /// How often each trap occurred, by its name.
 pub(crate) type Traps = BTreeMap<&'static str, u64>;
@@ -70,7 +70,9 @@ pub(crate) fn block(plan: &Plan, slot: u64, traps: &mut Traps) -> BlockPlan {
             transactions.push(unrelated(&mut random));
         }
         for _ in 0..random.random_range(plan.demo.0..plan.demo.1) {
-            transactions.push(demo::draw(plan, &mut random, traps));
+            let mut drawn = demo::draw(plan, &mut random, traps);
+            layouts::apply(plan, slot, &mut drawn);
+            transactions.push(drawn);
         }
     }
     count(

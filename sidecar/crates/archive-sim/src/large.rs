@@ -221,7 +221,13 @@ pub fn write_large(folder: &Path, plan: &LargePlan) -> Result<LargeSummary, SimE
     let vault = PROGRAMS[1].1;
     for (name, idl) in [(FREQUENT, PROGRAMS[0].1), (RARE, vault)] {
         let slots = (plan.first_slot, end - 1);
-        write_program(&folder.join("programs"), name, idl, slots, None)?;
+        write_program(
+            &folder.join("programs"),
+            name,
+            &[(0, idl.to_owned())],
+            slots,
+            None,
+        )?;
     }
     let truth = folder.join("truth");
     fs::create_dir_all(&truth)?;

@@ -29,6 +29,7 @@ mod epoch;
 mod faults;
 mod http;
 mod large;
+mod layouts;
 mod logs;
 mod metadata;
 mod plan;

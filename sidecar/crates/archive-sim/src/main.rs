@@ -131,6 +131,9 @@ struct WriteArguments {
     /// Bytes of a data frame, at most; longer payloads become chains.
     #[arg(long, default_value_t = Plan::default().frame_bytes)]
     frame_bytes: usize,
+    /// Slots at which `vault`'s Deposited changes its layout, twice; its program folder has the three IDL versions.
+    #[arg(long, value_name = "SECOND..THIRD", value_parser = slots)]
+    layout_changes: Option<(u64, u64)>,
 }
 
 impl WriteArguments {
@@ -150,6 +153,7 @@ impl WriteArguments {
             missing_metadata_percent: self.missing_metadata,
             unusual_percent: self.unusual,
             frame_bytes: self.frame_bytes,
+            layout_changes: self.layout_changes,
             ..plan
         }
     }

@@ -39,6 +39,8 @@ pub struct Plan {
     pub unusual_percent: u32,
     /// So many of 100 transactions have no metadata. What they did cannot be known, so the truth leaves it out.
     pub missing_metadata_percent: u32,
+    /// Slots at which the layout of an event of `vault` changes: for the first and for the second time.
+    pub layout_changes: Option<(u64, u64)>,
 }
 
 /// Slots before the range, and after it, that may have blocks: 25 and 40.
@@ -88,6 +90,7 @@ impl Plan {
             frame_bytes: 1_500,
             unusual_percent: 2,
             missing_metadata_percent: 0,
+            layout_changes: None,
         }
     }
 
@@ -122,6 +125,12 @@ impl Plan {
             return refuse(
                 "empty_slots must have a slot, and leave the archive's first and last slot alone",
             );
+        }
+        if self
+            .layout_changes
+            .is_some_and(|(second, third)| second == 0 || second >= third)
+        {
+            return refuse("layout_changes must be two slots above 0, the first below the second");
         }
         for (name, (least, below)) in [
             ("votes", self.votes),

@@ -1,5 +1,6 @@
 //! Writes the blocks of a plan, block by block, and the demo's program folders.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use crate::epoch::Epoch;
 use crate::programs::{PROGRAMS, program_id};
 use crate::truth::{Placed, Summary, TruthWriter};
 use crate::wire::Keys;
-use crate::{Plan, SLOTS_PER_EPOCH, SimError, base58, logs, metadata, wire};
+use crate::{Plan, SLOTS_PER_EPOCH, SimError, base58, layouts, logs, metadata, wire};
 
 /// Frames of the chains that are longer than need be, in bytes.
 const TINY_FRAME: usize = 60;
@@ -27,7 +28,14 @@ pub fn write(folder: &Path, plan: &Plan) -> Result<Summary, SimError> {
     let mut truth = TruthWriter::create(&truth_folder, plan)?;
     for (name, idl) in PROGRAMS {
         let slots = (plan.first_slot, plan.last_slot);
-        write_program(&folder.join("programs"), name, idl, slots, Some("demo"))?;
+        let programs = folder.join("programs");
+        let mut versions = vec![(0, idl.to_owned())];
+        if name == layouts::PROGRAM {
+            for (place, since) in layouts::since(plan).into_iter().enumerate().skip(1) {
+                versions.push((since, layouts::idl(idl, place + 1)?));
+            }
+        }
+        write_program(&programs, name, &versions, slots, Some("demo"))?;
     }
     let mut parent = plan.from_slot - 1;
     let mut height = chain::FIRST_HEIGHT;
@@ -220,22 +228,27 @@ fn write_transaction(
 pub(crate) fn write_program(
     folder: &Path,
     name: &str,
-    idl: &str,
+    versions: &[(u64, String)],
     (first, last): (u64, u64),
     scan_group: Option<&str>,
 ) -> Result<(), SimError> {
     let address = base58(&program_id(name));
     let program = folder.join(name);
     fs::create_dir_all(program.join("idl"))?;
-    fs::write(
-        program.join("idl").join(format!("{name}.json")),
-        idl.replace("{ADDRESS}", &address),
-    )?;
-    let file = json!(format!("idl/{name}.json"));
+    let mut idls = String::new();
+    for (since, idl) in versions {
+        let file = match since {
+            0 => format!("idl/{name}.json"),
+            _ => format!("idl/{name}-{since}.json"),
+        };
+        fs::write(program.join(&file), idl.replace("{ADDRESS}", &address))?;
+        let file = json!(file);
+        let _ = writeln!(idls, "  - {{from_slot: {since}, file: {file}}}");
+    }
     let group = scan_group.map_or_else(String::new, |group| format!("scan_group: {group}\n"));
     let yaml = format!(
         "# A program of the archive simulator (network sim): the demo backfills it.\nprogram_id: {address}\nnetwork: sim\n\
-         owner: demo\nfirst_slot: {first}\nlast_slot: {last}  # inclusive\n{group}idls:\n  - {{from_slot: 0, file: {file}}}\n"
+         owner: demo\nfirst_slot: {first}\nlast_slot: {last}  # inclusive\n{group}idls:\n{idls}"
     );
     fs::write(program.join("program.yaml"), yaml)?;
     Ok(())
