@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +22,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+idl_app = typer.Typer(help="Look at IDLs: what changes between versions, what is on the chain.", no_args_is_help=True)
+app.add_typer(idl_app, name="idl")
 console = Console()
 errors = Console(stderr=True)
 
@@ -132,6 +135,70 @@ def index(program: ProgramName) -> None:
     from uho_pipelines.settings import load_settings
 
     raise typer.Exit(0 if run_index(load_settings(), program, console) else 1)
+
+
+@app.command()
+def decode(
+    payload: Annotated[str, typer.Argument(help="Hexadecimal or base64; - reads standard input.")],
+    idl: Annotated[list[Path], typer.Option(help="An IDL file; several: versions, oldest first.")],
+    explain: Annotated[bool, typer.Option("--explain", help="Show the bytes that each field came from.")] = False,
+) -> None:
+    """Decode one event's payload by IDL files, and print it as JSON."""
+    import json
+
+    from uho_pipelines.idl.payload import decode_payload, parse_payload
+
+    text = sys.stdin.read() if payload == "-" else payload
+    shown = decode_payload(idl, parse_payload(text), explain=explain)
+    typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def dbt_sources(
+    programs: Annotated[list[str] | None, typer.Argument(help="Programs; none given: all.")] = None,
+) -> None:
+    """Print a dbt project's sources.yml for the tables that were loaded."""
+    from uho_pipelines.dbt import dbt_sources
+    from uho_pipelines.reading import warehouse_of
+    from uho_pipelines.registry import load_registry
+    from uho_pipelines.settings import load_settings
+    from uho_pipelines.warehouse import connect
+
+    settings = load_settings()
+    registry = load_registry(settings)
+    wanted = [registry.program(name) for name in programs] if programs else list(registry.programs)
+    with connect(warehouse_of(settings), application_name="uho dbt-sources") as connection:
+        typer.echo(dbt_sources(connection, wanted), nl=False)
+
+
+@idl_app.command("diff")
+def idl_diff(
+    before: Annotated[Path, typer.Argument(help="The older IDL file.")],
+    after: Annotated[Path, typer.Argument(help="The newer one.")],
+    from_slot: Annotated[int | None, typer.Option(min=1, help="The newer one's first slot, for column names.")] = None,
+    schema: Annotated[str, typer.Option(help="The Postgres schema of the statements.")] = "my_program",
+) -> None:
+    """Show what changes between two IDL versions, and the migration it means."""
+    from uho_pipelines.idl.diff import diff_idls
+
+    for line in diff_idls(before, after, from_slot, schema).lines():
+        typer.echo(line)
+
+
+@idl_app.command("fetch")
+def idl_fetch(
+    program_id: Annotated[str, typer.Argument(help="The program's id.")],
+    network: Annotated[str, typer.Option(help="Whose RPC endpoint is asked.")] = "mainnet",
+    owner: Annotated[str, typer.Option(help="A new folder's owner.")] = "local",
+    name: Annotated[str | None, typer.Option(help="A new folder's name; default: what the IDL says.")] = None,
+) -> None:
+    """Save a program's Anchor IDL from the chain, as a program folder."""
+    from uho_pipelines.idl.fetch import fetch_idl
+    from uho_pipelines.settings import load_settings
+
+    fetched = fetch_idl(load_settings(), program_id, network, owner, name)
+    for line in (str(fetched.file), *fetched.notes):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -87,7 +87,7 @@ def read_events(
     settings = settings or load_settings()
     registered = load_registry(settings).program(program)
     slots = (from_slot or 0, SLOT_LIMIT if to_slot is None else to_slot + 1)
-    with connect(_warehouse_url(settings), application_name="uho read_events") as connection:
+    with connect(warehouse_of(settings), application_name="uho read_events") as connection:
         plans = read_plan(connection, registered).tables
         if event not in plans:
             raise UnknownEventError(registered.key, event, sorted(plans))
@@ -105,7 +105,7 @@ def read_events(
     return _frame(table, schema)
 
 
-def _warehouse_url(settings: Settings) -> str:
+def warehouse_of(settings: Settings) -> str:
     """Return the warehouse that is set, else the embedded one, which has to run."""
     if settings.postgres_url is not None:
         return settings.postgres_url.get_secret_value()

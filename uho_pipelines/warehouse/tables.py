@@ -159,9 +159,10 @@ def read_plan(connection: Connection, program: Program) -> WarehousePlan:
 
 
 @dataclass
-class _Existing:
+class ExistingTable:
     """A table as the catalog has it."""
 
+    name: str
     comment: str | None = None
     columns: dict[str, str] = field(default_factory=dict[str, str])
     """Types as `POSTGRES_TYPES` writes them, in the table's order."""
@@ -173,7 +174,7 @@ def _ensure_table(
     program: Program,
     table: uho_native.EventTable,
     names: "_Names",
-    catalog: Mapping[str, _Existing],
+    catalog: Mapping[str, ExistingTable],
 ) -> TablePlan:
     schema: pa.Schema = table.schema
     name = names.table(table.name)
@@ -182,7 +183,7 @@ def _ensure_table(
     fields: dict[str, str] = {}
     for index, arrow_field in enumerate(schema):
         column = arrow_field.name if index < fixed else names.column(table.name, arrow_field.name)
-        columns[column] = _postgres_type(name, arrow_field)
+        columns[column] = postgres_type(name, arrow_field)
         if index >= fixed:
             fields[arrow_field.name] = column
     if program.include_failed:
@@ -191,15 +192,24 @@ def _ensure_table(
     if len(columns.keys() | (existing.columns.keys() if existing else set())) > MOST_COLUMNS:
         raise EventRefusedError(program.key, table.name, f"it would have more than {MOST_COLUMNS:,} columns")
     if existing is None:
-        _create(connection, program.schema_name, name, columns)
-        existing = _Existing(columns=columns)
+        connection.execute(create_table_statement(program.schema_name, name, columns))
+        existing = ExistingTable(name, columns=columns)
     else:
         _add_columns(connection, program.schema_name, name, columns, existing)
     _comment(connection, program.schema_name, name, table, fields, existing)
     return TablePlan(program.schema_name, name, tuple(columns), fields, columns)
 
 
-def _create(connection: Connection, schema: str, name: str, columns: Mapping[str, str]) -> None:
+def described_tables(connection: Connection, program: Program) -> list[ExistingTable]:
+    """Return the program's event tables as the catalog has them, by name; a person's own tables are left out."""
+    plans = read_plan(connection, program).tables.values()
+    with connection.transaction():
+        catalog = _read_catalog(connection, program.schema_name) or {}
+    return [catalog[name] for name in sorted(plan.name for plan in plans) if name in catalog]
+
+
+def create_table_statement(schema: str, name: str, columns: Mapping[str, str]) -> sql.Composed:
+    """Return the statement that makes an event's table of columns and their types."""
     definitions = [
         sql.SQL("{} {}{}").format(
             sql.Identifier(column),
@@ -208,24 +218,25 @@ def _create(connection: Connection, schema: str, name: str, columns: Mapping[str
         )
         for column, kind in columns.items()
     ]
-    connection.execute(
-        sql.SQL("CREATE TABLE {} ({}, PRIMARY KEY (slot, tx_index, event_index))").format(
-            sql.Identifier(schema, name), sql.SQL(", ").join(definitions)
-        )
+    return sql.SQL("CREATE TABLE {} ({}, PRIMARY KEY (slot, tx_index, event_index))").format(
+        sql.Identifier(schema, name), sql.SQL(", ").join(definitions)
     )
 
 
+def add_column_statement(schema: str, name: str, column: str, kind: str) -> sql.Composed:
+    """Return the statement that adds a column: nullable and without a default, so old row digests stay valid."""
+    statement = sql.SQL("ALTER TABLE {} ADD COLUMN {} {}")
+    return statement.format(sql.Identifier(schema, name), sql.Identifier(column), POSTGRES_TYPES[kind])
+
+
 def _add_columns(
-    connection: Connection, schema: str, name: str, columns: Mapping[str, str], existing: _Existing
+    connection: Connection, schema: str, name: str, columns: Mapping[str, str], existing: ExistingTable
 ) -> None:
-    """Add what is missing; every added column is nullable and without a default, so old row digests stay valid."""
+    """Add what is missing."""
     for column, kind in columns.items():
         kept = existing.columns.get(column)
         if kept is None:
-            statement = sql.SQL("ALTER TABLE {} ADD COLUMN {} {}")
-            connection.execute(
-                statement.format(sql.Identifier(schema, name), sql.Identifier(column), POSTGRES_TYPES[kind])
-            )
+            connection.execute(add_column_statement(schema, name, column, kind))
         elif kept != kind:
             raise ColumnChangedError(f"{schema}.{name}", column, kept, kind)
 
@@ -236,7 +247,7 @@ def _comment(
     name: str,
     table: uho_native.EventTable,
     fields: Mapping[str, str],
-    existing: _Existing,
+    existing: ExistingTable,
 ) -> None:
     """Set the comments that differ."""
     comment = _plain(table.docs or f"Event {table.name}")
@@ -263,7 +274,12 @@ def _metadata(arrow_field: Any, key: bytes) -> str:  # noqa: ANN401 - pyarrow ha
     return (arrow_field.metadata or {}).get(key, b"").decode()
 
 
-def _postgres_type(table: str, arrow_field: Any) -> str:  # noqa: ANN401 - pyarrow has no types
+def postgres_type(table: str, arrow_field: Any) -> str:  # noqa: ANN401 - pyarrow has no types
+    """Return the type that the decoder asks for.
+
+    Raises:
+        ColumnTypeError: it is none that is known here.
+    """
     kind = _metadata(arrow_field, b"uho:postgres")
     if kind not in POSTGRES_TYPES:
         raise ColumnTypeError(
@@ -274,7 +290,7 @@ def _postgres_type(table: str, arrow_field: Any) -> str:  # noqa: ANN401 - pyarr
     return kind
 
 
-def _read_catalog(connection: Connection, schema: str) -> dict[str, _Existing] | None:
+def _read_catalog(connection: Connection, schema: str) -> dict[str, ExistingTable] | None:
     """Return the tables of `schema` by name; None when there is no such schema."""
     found = connection.execute("SELECT oid FROM pg_namespace WHERE nspname = %s", [schema]).fetchone()
     if found is None:
@@ -285,9 +301,9 @@ def _read_catalog(connection: Connection, schema: str) -> dict[str, _Existing] |
           FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
          WHERE c.relnamespace = %s AND c.relkind IN ('r', 'p')
          ORDER BY c.relname, a.attnum"""
-    tables: dict[str, _Existing] = {}
+    tables: dict[str, ExistingTable] = {}
     for name, comment, column, kind, docs in connection.execute(query, [found[0]]):
-        table = tables.setdefault(name, _Existing(comment))
+        table = tables.setdefault(name, ExistingTable(name, comment))
         table.columns[column] = "timestamptz" if kind == "timestamp with time zone" else kind
         table.comments[column] = docs
     return tables
