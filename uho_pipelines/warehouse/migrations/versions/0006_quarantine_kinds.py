@@ -1,12 +1,12 @@
 """A view of what lies in quarantine: which discriminators, since which slot, how many bytes no IDL version explains.
 
-Revision ID: 0005
+Revision ID: 0006
 """
 
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 
 # Reasons are the decoder's sentences: a code, a colon, and the offset where reading stopped. A field's name, which may
 # be anything, stands before the offset, so the last match is it.
