@@ -133,6 +133,7 @@ def certificate(
             "withRecords": records,
             "failed": 0,
             "truncated": 0,
+            "unrecorded": 0,
             "records": records,
             "digest": digest,
         }

@@ -109,15 +109,17 @@ def completeness(certificate: Certificate, chunk: Chunk) -> Verdict:
             f"Read with verify: {certificate['verify']}, so a damaged section may have hidden a match. "
             "Set verify to full for this network and materialize the records again."
         )
-    if certificate["index"] != "slot-ranges":
+    if certificate["index"] == "none":
         verdict.warnings.append("Read without an index, so blocks missing at the end cannot be noticed.")
-    for name, what in (
-        ("unresolvedLookups", "transactions with lookup tables whose addresses could not be resolved"),
-        ("missingMetadata", "transactions without metadata"),
+    # Metadata that only other transactions lack is no gap: without lookups their own bytes name all that they call.
+    unrecorded = sum(counts.get("unrecorded", 0) for counts in certificate["programs"].values())
+    for count, what in (
+        (certificate["unresolvedLookups"], "transactions with lookup tables whose addresses could not be resolved"),
+        (unrecorded, "transactions of the program without metadata, logs or inner instructions"),
     ):
-        if certificate[name] > 0:
+        if count > 0:
             verdict.warnings.append(
-                f"{certificate[name]:,} {what}: what they did cannot be seen in the archive. "
+                f"{count:,} {what}: what they did cannot be seen in the archive. "
                 "Compare these slots with another source if they matter."
             )
     return verdict

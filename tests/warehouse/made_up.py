@@ -137,7 +137,7 @@ def load(url, program, payloads, *, chunk=CHUNK, digest="1" * 32, **options):
             return load.commit(COUNTS, digest)
 
 
-def certificate(program, chunk=CHUNK, *, digest="1" * 32, **changes):
+def certificate(program, chunk=CHUNK, *, digest="1" * 32, unrecorded=0, **changes):
     """A certificate under which the chunk is proven, but for `changes`."""
     return {
         "startSlot": chunk.start,
@@ -146,7 +146,7 @@ def certificate(program, chunk=CHUNK, *, digest="1" * 32, **changes):
         "tail": "proven",
         "unresolvedLookups": 0,
         "missingMetadata": 0,
-        "programs": {program.program_id: {"records": 1, "digest": digest}},
+        "programs": {program.program_id: {"unrecorded": unrecorded, "records": 1, "digest": digest}},
         **changes,
     }
 

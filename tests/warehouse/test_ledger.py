@@ -184,8 +184,8 @@ def test_records_that_were_read_again_and_differ_make_the_events_outdated(wareho
         {"verify": "matched"},
         {"verify": "off"},
         {"unresolvedLookups": 1},
-        {"missingMetadata": 1},
-        {"missingMetadata": None},
+        {"unrecorded": 1},
+        {"unrecorded": None},
     ],
 )
 def test_a_certificate_that_leaves_something_open_proves_nothing(warehouse, changes):
@@ -193,6 +193,12 @@ def test_a_certificate_that_leaves_something_open_proves_nothing(warehouse, chan
     load(warehouse, PROGRAM, [simple(1)])
     assert rows(warehouse, STATUS) == [("unproven",)]
     assert rows(warehouse, RANGES) == []
+
+
+def test_metadata_that_only_other_transactions_lack_leaves_nothing_open(warehouse):
+    prove(warehouse, PROGRAM, missingMetadata=7)
+    load(warehouse, PROGRAM, [simple(1)])
+    assert rows(warehouse, STATUS) == [("proven",)]
 
 
 def test_ranges_are_merged_where_chunks_touch_and_kept_apart_where_not(warehouse):

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::plan::MetadataFormat;
 use crate::programs::{Payload, key_of};
-use crate::transaction::{Call, Step, Transaction, Truncation};
+use crate::transaction::{Call, Kept, Step, Transaction, Truncation};
 use crate::{Plan, Pubkey, demo, layouts, tables};
 
 /// How often each trap occurred, by its name.
@@ -82,7 +83,14 @@ pub(crate) fn block(plan: &Plan, slot: u64, traps: &mut Traps) -> BlockPlan {
     );
     if plan.missing_metadata_percent > 0 {
         for transaction in &mut transactions {
-            transaction.has_metadata = random.random_range(0..100) >= plan.missing_metadata_percent;
+            if random.random_range(0..100) < plan.missing_metadata_percent {
+                transaction.kept = Kept::Nothing;
+            }
+        }
+    }
+    if plan.metadata != MetadataFormat::Protobuf {
+        for transaction in &mut transactions {
+            as_in_early_epochs(plan.metadata, transaction, &mut random);
         }
     }
     let mut left = transactions.len();
@@ -115,6 +123,20 @@ pub(crate) fn block(plan: &Plan, slot: u64, traps: &mut Traps) -> BlockPlan {
         block_time,
         rewards,
         random,
+    }
+}
+
+/// Lookup tables did not exist yet, and of some transactions less was recorded.
+fn as_in_early_epochs(
+    format: MetadataFormat,
+    transaction: &mut Transaction,
+    random: &mut ChaCha8Rng,
+) {
+    transaction.lookups = None;
+    if format == MetadataFormat::Absent {
+        transaction.kept = Kept::Nothing;
+    } else if transaction.kept == Kept::Everything && random.random_range(0..12) == 0 {
+        transaction.kept = Kept::Balances;
     }
 }
 
@@ -153,7 +175,7 @@ pub(crate) fn transaction(random: &mut ChaCha8Rng, calls: Vec<Call>) -> Transact
         calls,
         lookups: None,
         truncation: Truncation::Never,
-        has_metadata: true,
+        kept: Kept::Everything,
     }
 }
 

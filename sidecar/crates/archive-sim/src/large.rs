@@ -19,7 +19,7 @@ use crate::chain::{VOTE, generator};
 use crate::epoch::Epoch;
 use crate::programs::{PROGRAMS, Payload, key_of, program_id};
 use crate::tables::Lookup;
-use crate::transaction::{Call, Step, Transaction, Truncation};
+use crate::transaction::{Call, Kept, Step, Transaction, Truncation};
 use crate::wire::Keys;
 use crate::writer::write_program;
 use crate::{Pubkey, SLOTS_PER_EPOCH, SimError, logs, metadata, wire};
@@ -413,7 +413,7 @@ fn transaction(random: &mut ChaCha8Rng, calls: Vec<Call>, lookups: Vec<Lookup>) 
         calls,
         lookups: (!lookups.is_empty()).then_some(lookups),
         truncation: Truncation::Never,
-        has_metadata: true,
+        kept: Kept::Everything,
     }
 }
 

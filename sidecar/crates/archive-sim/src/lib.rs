@@ -20,6 +20,7 @@
 // Byte writers narrow integers all the time, on purpose, after checking lengths.
 #![allow(clippy::cast_possible_truncation)]
 
+mod bincode;
 mod borsh;
 mod car;
 mod cbor;
@@ -45,7 +46,7 @@ mod writer;
 
 pub use faults::{Fault, FaultKind, Meets};
 pub use large::{LARGE_CHUNK_SLOTS, LargePlan, LargeProgram, LargeSummary, write_large};
-pub use plan::Plan;
+pub use plan::{MetadataFormat, Plan};
 pub use rpc::{RpcFault, RpcFaultKind, RpcServer};
 pub use serve::Server;
 
@@ -57,6 +58,11 @@ pub(crate) type Pubkey = [u8; 32];
 
 /// Slots of an epoch.
 pub const SLOTS_PER_EPOCH: u64 = 432_000;
+
+/// The address of one of the simulator's programs, in base58.
+pub fn program_address(name: &str) -> String {
+    base58(&programs::program_id(name))
+}
 
 /// Why an archive could not be written or served.
 #[derive(Debug, thiserror::Error)]

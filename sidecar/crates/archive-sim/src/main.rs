@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use archive_sim::{
-    Fault, LargePlan, Plan, RpcFault, RpcServer, Server, SimError, write, write_large,
+    Fault, LargePlan, MetadataFormat, Plan, RpcFault, RpcServer, Server, SimError, write,
+    write_large,
 };
 use clap::{Args, Parser, Subcommand};
 
@@ -125,6 +126,9 @@ struct WriteArguments {
     /// So many of 100 transactions have no metadata.
     #[arg(long, default_value_t = Plan::default().missing_metadata_percent)]
     missing_metadata: u32,
+    /// How metadata is written; early formats come with legacy transactions only.
+    #[arg(long, value_enum, default_value_t)]
+    metadata: MetadataFormat,
     /// So many of 100 nodes are encoded as only old files are.
     #[arg(long, default_value_t = Plan::default().unusual_percent)]
     unusual: u32,
@@ -151,6 +155,7 @@ impl WriteArguments {
             demo: (plan.demo.0, below(self.demo)),
             undecodable_percent: self.undecodable,
             missing_metadata_percent: self.missing_metadata,
+            metadata: self.metadata,
             unusual_percent: self.unusual,
             frame_bytes: self.frame_bytes,
             layout_changes: self.layout_changes,

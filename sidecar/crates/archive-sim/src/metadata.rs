@@ -19,7 +19,7 @@ fn delimited(output: &mut Vec<u8>, field: u64, bytes: &[u8]) {
 }
 
 /// `TransactionError::InstructionError(instruction, Custom(1))` in bincode.
-fn custom_error(instruction: u8) -> [u8; 13] {
+pub(crate) fn custom_error(instruction: u8) -> [u8; 13] {
     [8, 0, 0, 0, instruction, 25, 0, 0, 0, 1, 0, 0, 0]
 }
 

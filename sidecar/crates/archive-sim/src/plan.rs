@@ -1,8 +1,22 @@
 //! What to write: the slots of an archive, how much happens in them, and how often a reader is tried.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::{SLOTS_PER_EPOCH, SimError};
+
+/// How an epoch's metadata is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum MetadataFormat {
+    /// As today: a protocol buffer, mostly compressed.
+    #[default]
+    Protobuf,
+    /// As the early epochs: bincode, half of it compressed, of some transactions nothing behind their balances. All transactions are legacy ones.
+    Bincode,
+    /// As the first epochs: there is none. All transactions are legacy ones.
+    Absent,
+}
 
 /// What [`crate::write`] writes. `Default` is the demo's archive: 24 chunks of 350 slots across the end of epoch 2, the
 /// sixth of them empty, and blocks on either side that prove the first chunk's head and the last chunk's tail.
@@ -41,6 +55,8 @@ pub struct Plan {
     pub missing_metadata_percent: u32,
     /// Slots at which the layout of an event of `vault` changes: for the first and for the second time.
     pub layout_changes: Option<(u64, u64)>,
+    /// How metadata is written.
+    pub metadata: MetadataFormat,
 }
 
 /// Slots before the range, and after it, that may have blocks: 25 and 40.
@@ -91,6 +107,7 @@ impl Plan {
             unusual_percent: 2,
             missing_metadata_percent: 0,
             layout_changes: None,
+            metadata: MetadataFormat::default(),
         }
     }
 

@@ -68,6 +68,17 @@ pub(crate) enum Truncation {
     LongestLine,
 }
 
+/// What the archive keeps of a transaction's execution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// All of it.
+    Everything,
+    /// Whether it failed, and balances: neither logs nor inner instructions.
+    Balances,
+    /// No metadata at all.
+    Nothing,
+}
+
 /// A transaction before it has bytes.
 #[derive(Debug, Clone)]
 pub(crate) struct Transaction {
@@ -79,7 +90,7 @@ pub(crate) struct Transaction {
     /// None: a legacy transaction.
     pub(crate) lookups: Option<Vec<Lookup>>,
     pub(crate) truncation: Truncation,
-    pub(crate) has_metadata: bool,
+    pub(crate) kept: Kept,
 }
 
 impl Transaction {

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::chain::{Traps, is_vote};
 use crate::logs::{Outcome, Said};
 use crate::programs::{PROGRAMS, Truth, program_id};
-use crate::transaction::Transaction;
+use crate::transaction::{Kept, Transaction};
 use crate::wire::Keys;
 use crate::{Plan, Pubkey, SimError, base58, hex};
 
@@ -49,6 +49,8 @@ pub struct ProgramSummary {
     pub failed: u64,
     /// Of the matched, those whose logs are truncated.
     pub truncated: u64,
+    /// Of the matched, those of which the archive keeps neither logs nor inner instructions.
+    pub unrecorded: u64,
     /// Records, those of failed transactions and both of each twin included.
     pub records: u64,
     /// Records of failed transactions.
@@ -70,6 +72,7 @@ impl ProgramSummary {
         self.with_records += other.with_records;
         self.failed += other.failed;
         self.truncated += other.truncated;
+        self.unrecorded += other.unrecorded;
         self.records += other.records;
         self.records_of_failed += other.records_of_failed;
         self.twins += other.twins;
@@ -201,7 +204,7 @@ impl TruthWriter {
         let chunk = self.chunk(placed.slot);
         chunk.transactions += 1;
         chunk.votes += u64::from(is_vote(transaction));
-        if !transaction.has_metadata {
+        if transaction.kept == Kept::Nothing {
             chunk.missing_metadata += 1;
             chunk.unresolved_lookups += u64::from(transaction.loads());
         }
@@ -209,14 +212,14 @@ impl TruthWriter {
         for (name, _) in PROGRAMS {
             let program = program_id(name);
             // What a table loads is known from metadata only.
-            let loaded = transaction.has_metadata && placed.keys.is_loaded(&program);
+            let loaded = transaction.kept != Kept::Nothing && placed.keys.is_loaded(&program);
             let named = placed.keys.is_static(&program);
             if named || loaded {
                 mentioned = true;
                 self.program(name, &program, placed, !named)?;
             }
         }
-        if mentioned && transaction.has_metadata {
+        if mentioned && transaction.kept == Kept::Everything {
             self.transaction_traps(placed);
         }
         Ok(())
@@ -256,13 +259,14 @@ impl TruthWriter {
         by_lookup_only: bool,
     ) -> Result<(), SimError> {
         let outcome = placed.outcome;
-        let known = placed.transaction.has_metadata;
+        let known = placed.transaction.kept != Kept::Nothing;
+        let recorded = placed.transaction.kept == Kept::Everything;
         let records: Vec<&Said> = {
             let mine = || {
                 outcome
                     .said
                     .iter()
-                    .filter(|said| known && said.program == *program)
+                    .filter(|said| recorded && said.program == *program)
             };
             mine()
                 .filter(|said| said.log_line.is_some())
@@ -276,7 +280,8 @@ impl TruthWriter {
             matched_by_lookup_only: count(by_lookup_only),
             with_records: count(!records.is_empty()),
             failed: count(known && outcome.failed()),
-            truncated: count(known && outcome.truncated),
+            truncated: count(recorded && outcome.truncated),
+            unrecorded: count(!recorded),
             records: records.len() as u64,
             ..ProgramSummary::default()
         };

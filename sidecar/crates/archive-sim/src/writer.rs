@@ -11,10 +11,12 @@ use crate::car::{Cid, FrameStyle, NO_REWARDS};
 use crate::cbor::Node;
 use crate::chain::{self, BlockPlan};
 use crate::epoch::Epoch;
+use crate::plan::MetadataFormat;
 use crate::programs::{PROGRAMS, program_id};
+use crate::transaction::Kept;
 use crate::truth::{Placed, Summary, TruthWriter};
 use crate::wire::Keys;
-use crate::{Plan, SLOTS_PER_EPOCH, SimError, base58, layouts, logs, metadata, wire};
+use crate::{Plan, SLOTS_PER_EPOCH, SimError, base58, bincode, layouts, logs, metadata, wire};
 
 /// Frames of the chains that are longer than need be, in bytes.
 const TINY_FRAME: usize = 60;
@@ -187,9 +189,16 @@ fn write_transaction(
     let landing = chain::landing(plan, slot, index, keys.count());
     let sent = wire::encode(transaction, &keys, &landing.blockhash);
     let mut meta = Vec::new();
-    if transaction.has_metadata {
-        meta = metadata::encode(&outcome, &keys, &landing.balances);
-        if block.random.random_range(0..100) == 0 {
+    if transaction.kept != Kept::Nothing {
+        let (encoded, one_of) = match plan.metadata {
+            MetadataFormat::Bincode => (
+                bincode::encode(&outcome, &landing.balances, transaction.kept),
+                2,
+            ),
+            _ => (metadata::encode(&outcome, &keys, &landing.balances), 100),
+        };
+        meta = encoded;
+        if block.random.random_range(0..one_of) == 0 {
             truth.count("uncompressed_metadata", slot, 1);
         } else {
             meta = zstd::bulk::compress(&meta, 3)?;

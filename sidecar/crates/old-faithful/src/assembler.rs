@@ -84,6 +84,7 @@ impl Assembler {
                 counts.matched += 1;
                 counts.matched_by_lookup_only += u64::from(*lookup_only);
                 counts.failed += u64::from(transaction.failed());
+                counts.unrecorded += u64::from(!transaction.is_recorded());
             }
         }
         if !block.matches.is_empty() {

@@ -94,8 +94,8 @@ impl BlockLink {
     }
 }
 
-/// What was found of one program. The reader fills `matched`, `matched_by_lookup_only` and `failed`; whoever
-/// extracts records fills the rest.
+/// What was found of one program. The reader fills `matched`, `matched_by_lookup_only`, `failed` and `unrecorded`;
+/// whoever extracts records fills the rest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProgramCounts {
@@ -109,6 +109,9 @@ pub struct ProgramCounts {
     pub failed: u64,
     /// Of the matched, the ones whose logs were truncated.
     pub truncated: u64,
+    /// Of the matched, the ones whose metadata, logs or inner instructions the archive does not have, so that what
+    /// the program said in them cannot be known.
+    pub unrecorded: u64,
     /// Records.
     pub records: u64,
     /// Sum of the records' digests, modulo 2^128.
@@ -124,6 +127,7 @@ impl ProgramCounts {
         self.with_records += other.with_records;
         self.failed += other.failed;
         self.truncated += other.truncated;
+        self.unrecorded += other.unrecorded;
         self.records += other.records;
         self.digest = self.digest.wrapping_add(other.digest);
     }
@@ -353,6 +357,7 @@ impl Certificate {
                 counts.with_records,
                 counts.failed,
                 counts.truncated,
+                counts.unrecorded,
             ];
             if counts.matched > self.transactions
                 || parts.iter().any(|part| *part > counts.matched)

@@ -56,6 +56,7 @@ mod archive;
 mod assembler;
 #[cfg(feature = "fetch")]
 mod bare;
+mod bincode;
 pub mod car;
 pub mod cbor;
 mod certificate;

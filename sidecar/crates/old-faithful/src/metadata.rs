@@ -2,12 +2,13 @@
 //! the reader's users need. Which transactions it is read for is decided in the scanner.
 //!
 //! Today's format is zstd of the protocol buffer `TransactionStatusMeta`. Some payloads are not compressed. The
-//! earliest epochs hold bincode instead; [`Format::of`] tells them apart, and such metadata counts as missing.
+//! earliest epochs hold bincode instead, which [`Format::of`] tells apart; how it is laid out belongs in `bincode`.
 
 use bytes::Bytes;
 use zstd::bulk::Decompressor;
 use zstd::zstd_safe::get_frame_content_size;
 
+use crate::bincode;
 use crate::dataframe::MAXIMUM_PAYLOAD_BYTES;
 use crate::error::Malformed;
 use crate::model::Pubkey;
@@ -26,6 +27,8 @@ pub struct Metadata {
     pub err: Option<Bytes>,
     /// The fee, in lamports.
     pub fee: u64,
+    /// Whether the instructions that others called were recorded.
+    pub inner_recorded: bool,
     /// The instructions called by each top-level instruction, as recorded.
     pub inner_instructions: Vec<InnerInstructions>,
     /// The log lines; `None` when they were not recorded.
@@ -67,7 +70,7 @@ pub enum Format {
     Absent,
     /// The protocol buffer `TransactionStatusMeta`.
     Protobuf,
-    /// Bincode of the early epochs, which this reader does not read yet.
+    /// Bincode of the early epochs.
     Bincode,
 }
 
@@ -162,13 +165,20 @@ impl Inflater {
 }
 
 /// Finds the keys loaded from lookup tables, writable ones first, and calls `key` with each. Returns how many
-/// there were of either.
+/// there were of either. Bincode has none, for it is older than lookup tables, and is read for its layout only.
 pub fn loaded_keys<'a>(
-    protobuf: &'a [u8],
+    decompressed: &'a [u8],
     mut key: impl FnMut(&'a Pubkey),
 ) -> Result<(usize, usize), Malformed> {
     let mut counts = (0, 0);
-    for field in Fields::new(protobuf) {
+    match Format::of(decompressed) {
+        Format::Absent => return Err(ABSENT),
+        Format::Bincode => {
+            return bincode::parse(&Bytes::copy_from_slice(decompressed)).map(|_| counts);
+        }
+        Format::Protobuf => {}
+    }
+    for field in Fields::new(decompressed) {
         let (number, value) = field?;
         if number == 12 || number == 13 {
             key(as_key(value.bytes()?)?);
@@ -195,12 +205,29 @@ fn as_key(bytes: &[u8]) -> Result<&Pubkey, Malformed> {
         .map_err(|_| Malformed::new("a loaded key of the metadata does not have 32 bytes", 0))
 }
 
+/// Nothing to read.
+const ABSENT: Malformed = Malformed::new("there is no metadata", 0);
+
 impl Metadata {
-    /// Reads a `TransactionStatusMeta`. Fields borrow from `protobuf`, which stays alive with them.
-    pub fn parse(protobuf: &Bytes) -> Result<Self, Malformed> {
+    /// Reads metadata of either format. Fields borrow from `decompressed`, which stays alive with them.
+    pub fn parse(decompressed: &Bytes) -> Result<Self, Malformed> {
+        match Format::of(decompressed) {
+            Format::Absent => Err(ABSENT),
+            Format::Protobuf => Self::parse_protobuf(decompressed),
+            Format::Bincode => bincode::parse(decompressed),
+        }
+    }
+
+    /// Whether everything that the transaction said was recorded: its logs and the instructions that others called.
+    #[must_use]
+    pub fn is_recorded(&self) -> bool {
+        self.logs.is_some() && self.inner_recorded
+    }
+
+    fn parse_protobuf(protobuf: &Bytes) -> Result<Self, Malformed> {
         let mut metadata = Self::default();
         let mut logs = Vec::new();
-        let mut without_logs = false;
+        let (mut without_inner, mut without_logs) = (false, false);
         for field in Fields::new(protobuf) {
             let (number, value) = field?;
             match number {
@@ -211,6 +238,7 @@ impl Metadata {
                     metadata.inner_instructions.push(inner);
                 }
                 6 => logs.push(protobuf.slice_ref(value.bytes()?)),
+                10 => without_inner = value.number()? != 0,
                 11 => without_logs = value.number()? != 0,
                 12 => metadata.loaded_writable.push(*as_key(value.bytes()?)?),
                 13 => metadata.loaded_readonly.push(*as_key(value.bytes()?)?),
@@ -218,6 +246,7 @@ impl Metadata {
                 _ => {}
             }
         }
+        metadata.inner_recorded = !without_inner || !metadata.inner_instructions.is_empty();
         metadata.logs = if without_logs && logs.is_empty() {
             None
         } else {

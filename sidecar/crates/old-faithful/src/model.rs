@@ -147,6 +147,11 @@ impl MatchedTransaction {
             .as_ref()
             .is_some_and(|metadata| metadata.err.is_some())
     }
+
+    /// Whether the archive has everything that was said in the transaction.
+    pub fn is_recorded(&self) -> bool {
+        self.metadata.as_ref().is_some_and(Metadata::is_recorded)
+    }
 }
 
 /// A top-level instruction.

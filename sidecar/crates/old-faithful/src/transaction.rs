@@ -13,7 +13,7 @@ use crate::dataframe::{
 use crate::error::ArchiveError;
 use crate::filter::{Mentions, ProgramFilter};
 use crate::lookup::{Dismissals, LearnedTables, learn};
-use crate::metadata::{Format, Inflater, Metadata, loaded_keys};
+use crate::metadata::{Inflater, Metadata, loaded_keys};
 use crate::model::{Instruction, MatchedTransaction, Pubkey, Verify};
 use crate::node::TransactionNode;
 use crate::place::Place;
@@ -147,11 +147,7 @@ impl TransactionReader {
         let loads = transaction.loaded_keys() > 0;
 
         let loaded = &mut self.loaded;
-        let read = match Format::of(inflated) {
-            Format::Protobuf => loaded_keys(inflated, |key| loaded.push(*key)).ok(),
-            Format::Absent | Format::Bincode => None,
-        };
-        let Some(read) = read else {
+        let Ok(read) = loaded_keys(inflated, |key| loaded.push(*key)) else {
             self.loaded.clear();
             counts.missing_metadata += 1;
             counts.unresolved_lookups += u64::from(loads);

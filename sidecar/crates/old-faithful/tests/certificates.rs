@@ -166,7 +166,7 @@ fn the_json_is_the_one_that_others_read() {
             "firstBlock": {"slot": 345_600_010, "parentSlot": 7}, "lastBlockSlot": 345_600_010,
             "tail": "proven", "nextBlock": {"slot": 345_700_001, "parentSlot": 345_600_010},
             "programs": {"US517G5965aydkZ46HS38QLi7UQiSojurfbQfKCELFx": {
-                "matched": 1, "matchedByLookupOnly": 0, "withRecords": 0, "failed": 0, "truncated": 0,
+                "matched": 1, "matchedByLookupOnly": 0, "withRecords": 0, "failed": 0, "truncated": 0, "unrecorded": 0,
                 "records": 0, "digest": "000000000000000000000000000000ab"
             }}
         })

@@ -88,7 +88,82 @@ fn read_metadata(bytes: &[u8]) {
     }
 }
 
+/// Metadata in bincode: an error, balances, inner instructions, logs, token balances, of the given layout.
+fn bincode(stack_heights: bool, texts: usize, fields: usize) -> Vec<u8> {
+    let count = |items: u64| items.to_le_bytes().to_vec();
+    let text = |text: &str| [count(text.len() as u64), text.as_bytes().to_vec()].concat();
+    let start = [
+        [1_u32, 8].map(u32::to_le_bytes).concat(),
+        vec![3],
+        [25_u32, 6000].map(u32::to_le_bytes).concat(),
+        [5000_u64, 1, 7, 1, 6].map(u64::to_le_bytes).concat(),
+    ]
+    .concat();
+    let height = if stack_heights {
+        vec![1, 2, 0, 0, 0]
+    } else {
+        Vec::new()
+    };
+    let instruction = [vec![1, 2, 0, 1, 3, 7, 8, 9], height].concat();
+    let inner = [vec![1], count(1), vec![4], count(2), instruction.repeat(2)].concat();
+    let logs = [vec![1], count(2), text("Program log: a"), text("b")].concat();
+    let balance = [
+        vec![0],
+        text("mint"),
+        1.5_f64.to_le_bytes().to_vec(),
+        vec![9],
+        text("1500000000"),
+        text("owner").repeat(texts),
+    ]
+    .concat();
+    let balances = [vec![1], count(2), balance.repeat(2)].concat();
+    let rewards = vec![0];
+    [start, inner, logs, balances.clone(), balances, rewards][..=fields].concat()
+}
+
 proptest! {
+    #[test]
+    fn nearly_right_bincode_makes_no_parser_panic(
+        bytes in nearly(bincode(false, 1, 5)),
+        with_heights in nearly(bincode(true, 2, 5)),
+    ) {
+        read_metadata(&bytes);
+        read_metadata(&with_heights);
+    }
+
+    #[test]
+    fn no_bincode_makes_a_parser_panic(mut bytes in some_bytes(), failed in any::<bool>()) {
+        bytes.splice(0..0, [u8::from(failed), 0, 0, 0]);
+        read_metadata(&bytes);
+    }
+
+    #[test]
+    fn bincode_reads_alike_in_every_layout(
+        stack_heights in any::<bool>(),
+        texts in 0_usize..3,
+        fields in 0_usize..6,
+    ) {
+        let bytes = Bytes::from(bincode(stack_heights, texts, fields));
+        prop_assert_eq!(Format::of(&bytes), Format::Bincode);
+        let metadata = Metadata::parse(&bytes).unwrap();
+        prop_assert_eq!(metadata.err.as_deref(), Some(&bytes[4..17]));
+        prop_assert_eq!((metadata.fee, metadata.inner_recorded), (5000, fields > 0));
+        prop_assert_eq!(metadata.is_recorded(), fields > 1);
+        let logs = metadata.logs.map(|lines| lines.iter().map(|line| line.to_vec()).collect::<Vec<_>>());
+        prop_assert_eq!(logs, (fields > 1).then(|| vec![b"Program log: a".to_vec(), b"b".to_vec()]));
+        if fields > 0 {
+            let inner = &metadata.inner_instructions[0];
+            prop_assert_eq!((inner.index, inner.instructions.len()), (4, 2));
+            let second = &inner.instructions[1];
+            prop_assert_eq!((second.program_index, &second.accounts[..], &second.data[..]), (1, &[0, 1][..], &[7, 8, 9][..]));
+            prop_assert_eq!(second.stack_height, stack_heights.then_some(2));
+        }
+        // A byte too many, or too few inside a field, fits no layout.
+        let longer = Bytes::from([&bytes[..], &[7]].concat());
+        prop_assert!(Metadata::parse(&longer).is_err());
+        prop_assert!(Metadata::parse(&bytes.slice(..bytes.len() - 1)).is_err() || fields == 5);
+    }
+
     #[test]
     fn no_bytes_make_a_parser_panic(bytes in some_bytes()) {
         read_nodes(&bytes);

@@ -10,7 +10,7 @@ use crate::base58;
 use crate::chain::{self, Landing};
 use crate::logs::{self, Outcome};
 use crate::programs::key_of;
-use crate::transaction::Transaction;
+use crate::transaction::{Kept, Transaction};
 use crate::wire::{self, Keys};
 
 /// Signatures of an address in one answer, at most.
@@ -267,10 +267,10 @@ impl Node<'_> {
         } else {
             message(&transaction, &keys, &landing)
         };
-        let meta = if transaction.has_metadata {
-            metadata(&outcome, &keys, &landing)
-        } else {
+        let meta = if transaction.kept == Kept::Nothing {
             Value::Null
+        } else {
+            metadata(&outcome, &keys, &landing)
         };
         let mut answer = json!({"transaction": sent, "meta": meta});
         match (show.versioned, transaction.lookups.is_some()) {

@@ -52,6 +52,7 @@ fn block(slot: u64, bytes: usize) -> Block {
             data: Vec::new().into(),
         }],
         metadata: Some(Metadata {
+            inner_recorded: true,
             logs: Some(lines.map(|line| line.into_bytes().into()).to_vec()),
             ..Metadata::default()
         }),
