@@ -37,6 +37,8 @@ EXTREME = idl(
             "data": "bytes",
             "who": "pubkey",
             "flag": "bool",
+            "u256": "u256",
+            "i256": "i256",
             "maybe": {"option": {"option": {"option": "u64"}}},
             "deep": {"vec": {"option": {"vec": {"option": "u128"}}}},
             "slot": "u64",
@@ -61,7 +63,8 @@ def extreme(slot: int, u64: int, i64: int, u128: int, i128: int, real: float, te
         u128.to_bytes(16, "little") + i128.to_bytes(16, "little", signed=True),
         struct.pack("<fd", real, real),
         sized(text.encode()) + sized(text.encode()[:1000]),
-        WHO + b"\1" + options + deep + u128.to_bytes(16, "little"),
+        WHO + b"\1" + (2**256 - 1 - u64).to_bytes(32, "little") + (i64 - 2**254).to_bytes(32, "little", signed=True),
+        options + deep + u128.to_bytes(16, "little"),
         struct.pack("<Q", u64),
         block_time=None if maybe is None else 1_700_000_000,
     )
@@ -100,6 +103,8 @@ def equal_values(frame, *, escaped):
         assert not pd.api.types.is_float_dtype(frame[name].dtype)
     for name, place in (("u128", 3), ("i128", 4)):
         assert frame[name].tolist() == [Decimal(row[place]) for row in VALUES], name
+    assert frame["u256"].tolist() == [str(2**256 - 1 - row[1]) for row in VALUES]
+    assert frame["i256"].tolist() == [str(row[2] - 2**254) for row in VALUES]
     for name in ("f32", "f64"):
         assert [struct.pack("<d", value) for value in frame[name]] == [struct.pack("<d", row[5]) for row in VALUES]
     texts = [row[6].replace("\0", "\\u0000") if escaped else row[6] for row in VALUES]
@@ -169,6 +174,16 @@ def test_files_follow_the_chunk_and_stale_ones_go(settings):
     program = registered(settings, "alpha", (0, idl({"Simple": SIMPLE["Simple"]})))
     loaded(settings, program, simple(113, 5))
     assert files(settings) == [both[1]]
+
+
+def test_what_a_process_that_died_left_behind_goes_with_the_next_load_of_its_chunk(settings):
+    program = registered(settings, "alpha", (0, idl(SIMPLE)), parquet=True)
+    aside = Path(settings.events_dir) / "sim/demo/alpha/.aside"
+    aside.mkdir(parents=True)
+    for chunk in (CHUNK, NEXT):
+        (aside / f"{chunk.key}-left").write_bytes(b"half")
+    loaded(settings, program, simple(110, 1))
+    assert [path.name for path in aside.iterdir()] == [f"{NEXT.key}-left"]
 
 
 def test_a_load_that_is_refused_changes_no_file(settings):

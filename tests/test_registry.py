@@ -73,6 +73,16 @@ def test_what_may_be_left_out_has_a_default(folder, registry):
     (program,) = registry().programs
     assert (program.first_slot, program.last_slot, program.scan_group) == (1_000, None, "alpha")
     assert not program.include_failed
+    assert (program.bytea, program.parquet, program.indexes) == (False, False, {})
+
+
+def test_indexes_bytea_and_parquet_are_asked_for_per_program(folder, registry):
+    add(folder, "alpha", GOOD + 'bytea: true\nparquet: true\nindexes: {"*": [signature], Trade: [mint, [a, b]]}\n')
+    (program,) = registry().programs
+    assert (program.bytea, program.parquet) == (True, True)
+    assert program.indexes == {"*": (("signature",),), "Trade": (("mint",), ("a", "b"))}
+    add(folder, "beta", GOOD.replace(ALPHA, BETA))
+    assert len({program.policy_hash for program in registry().programs}) == 2
 
 
 def test_the_hash_follows_versions_and_nothing_else(folder, registry):

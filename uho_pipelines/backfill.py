@@ -91,7 +91,7 @@ def run_index(settings: Settings, name: str, console: Console) -> bool:
     program = load_registry(settings).program(name)
     tables = decoder_for(program).tables()
     asked_indexes(program, tables)
-    with backing_services(settings, console.print) as stack:
+    with backing_services(settings, console.print, sidecar=False) as stack:
         url = warehouse_url(stack.settings)
         with connect(url, application_name=f"uho index {program.key}") as connection:
             fix_chunk_slots(connection, program.network, stack.settings.network(program.network).chunk_slots)

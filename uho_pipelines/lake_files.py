@@ -105,6 +105,7 @@ class LakeFiles:
             os.fsync(file.fileno())
         if self.local is not None:
             target = self.local / path
+            target.parent.mkdir(parents=True, exist_ok=True)
             aside.replace(target)
             _sync_folder(target.parent)
         else:

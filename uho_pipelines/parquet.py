@@ -32,6 +32,9 @@ FILE_BYTES = 16 * 1024 * 1024
 WAITING_BYTES = 64 * 1024 * 1024
 """When so many bytes of all events together wait, all are written."""
 
+ASIDE_FOLDER = ".aside"
+"""What is being written is here, beside the tables' folders: readers of datasets pass over names that begin so."""
+
 POSTGRES_TYPE = b"uho:postgres"
 
 
@@ -105,6 +108,7 @@ class EventFiles:
         self.published = 0
         """How many files were published."""
         self._files = [_File(table) for table in tables]
+        self._aside_folder = event_folder(program, ASIDE_FOLDER)
 
     def write(self, decoded: uho_native.Decoded) -> None:
         """Take one decoded batch."""
@@ -138,6 +142,10 @@ class EventFiles:
         for table in {plan.name for plan in tables.values()} | {file.table.name for file in self._files}:
             if table not in published:
                 self.files.delete(event_path(self.program, table, self.chunk))
+        # Nobody else writes this chunk's files while its lock is held: what is left was left by a process that died.
+        for name in self.files.names(self._aside_folder):
+            if name.startswith(f"{self.chunk.key}-"):
+                self.files.delete(f"{self._aside_folder}/{name}")
         self.published = len(published)
 
     def close(self) -> None:
@@ -154,6 +162,7 @@ class EventFiles:
         table = pa.Table.from_batches(file.waiting)
         file.waiting, file.bytes = [], 0
         if file.writer is None:
-            file.aside = self.files.aside(event_folder(self.program, file.table.name))
+            aside = self.files.aside(self._aside_folder)
+            file.aside = aside.with_name(f"{self.chunk.key}-{self.program.schema_name}-{aside.name}")
             file.writer = pq.ParquetWriter(str(file.aside), table.schema, compression="zstd")
         file.writer.write_table(table)
