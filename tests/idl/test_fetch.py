@@ -173,8 +173,8 @@ def test_what_is_no_idl_is_refused_and_leaves_nothing(settings, node, data, reas
 
 
 def test_a_bomb_is_inflated_no_further_than_an_idl_may_go():
-    bomb = account(bytes(500_000_000))
-    assert len(bomb) < 1_000_000
+    bomb = account(bytes(100_000_000))
+    assert len(bomb) < 200_000
     tracemalloc.start()
     with pytest.raises(IdlAccountError):
         inflate_idl("x", bomb)
