@@ -12,12 +12,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import copying, decoding, memory, scanning, whole_path
+from benchmarks import copying, decoding, memory, plain, scanning, whole_path
 from benchmarks.measuring import Spent, median_of, spread
 from benchmarks.stage import Archive, Stage, stage, temporary_folder, write_archive
 
 FREQUENT, RARE = "orderbook", "rare"
 MILLION = 1_000_000
+SWAPS_COPIED = 200_000
 MEBIBYTE = 1024 * 1024
 
 application = typer.Typer(add_completion=False, help="Ratios measured side by side in one run.")
@@ -44,7 +45,7 @@ def ratios(
     runs: Runs = 3,
     folder: Folder = None,
 ) -> None:
-    """Measure the whole path, decoding, COPY and scanning."""
+    """Measure the whole path, the plain design beside it, decoding, COPY and scanning."""
     started = time.monotonic()
     console.print(
         "Medians of CPU seconds. [bold]Read the ratios[/bold]: absolute figures mean nothing on another machine.\n"
@@ -154,6 +155,25 @@ def _show_path(here: Stage, runs: int) -> None:
         f"lake, then {events / walls[1]:,.0f} events/s to committed rows)\n"
     )
     _show_copying(measured, bare, events)
+    _show_plain(measured, plain.run_plain(here, program, events), events)
+
+
+def _show_plain(measured: list[Spent], usual: Spent, events: int) -> None:
+    """Show the plain design, run once: it takes long, and a tenth more or less of it changes nothing."""
+    table = _table(
+        f"A chunk, archive → committed rows: the plain design ÷ this one, {events:,} events",
+        "figure",
+        "ratio",
+        "measured",
+    )
+    processes = plain.SIDECAR, plain.WORKER, plain.SERVER
+    ours = sum(median_of(measured, what) for what in (*_PROCESSES, whole_path.SERVER))
+    _ratio(table, "CPU of sidecar, worker and Postgres", sum(usual[what] for what in processes), ours)
+    scan = median_of(measured, whole_path.SIDECAR)
+    _ratio(table, "the same without the sidecar's", usual[plain.WORKER] + usual[plain.SERVER], ours - scan)
+    walls = (median_of(measured, name) for name in (whole_path.WALL_RECORDS, whole_path.WALL_EVENTS))
+    _ratio(table, "wall-clock", usual[plain.WALL], sum(walls))
+    console.print(table)
 
 
 _PROCESSES = (whole_path.SIDECAR, whole_path.WORKER_RECORDS, whole_path.WORKER_EVENTS)
@@ -180,7 +200,17 @@ def _show_decoding(here: Stage, runs: int) -> None:
     measured = [decoding.run_decoders(here, program) for _ in range(runs)]
     native, anchorpy = (median_of(measured, what) for what in (decoding.NATIVE, decoding.ANCHORPY))
     table = _table("Decoding the same payloads, CPU µs per record", "figure", "ratio", "measured")
-    _ratio(table, "anchorpy (Python objects) ÷ uho_native (Arrow)", anchorpy * 1e6, native * 1e6, "µs")
+    _ratio(table, "order book: anchorpy (Python objects) ÷ uho_native (Arrow)", anchorpy * 1e6, native * 1e6, "µs")
+    records = decoding.swap_records()
+    measured = [decoding.run_swaps(records) for _ in range(runs)]
+    native, anchorpy = (median_of(measured, what) for what in (decoding.NATIVE, decoding.ANCHORPY))
+    _ratio(table, "swap of 12 fields: the same", anchorpy * 1e6, native * 1e6, "µs")
+    console.print(table)
+    many = decoding.swap_records(SWAPS_COPIED)
+    copied = [copying.run_swap_copy(here, many) for _ in range(runs)]
+    table = _table(f"COPY of {SWAPS_COPIED:,} swaps of 12 fields", "figure", "ratio", "measured")
+    encode, server = (median_of(copied, what) for what in (copying.ENCODE, copying.SERVER))
+    _ratio(table, "encode for COPY ÷ the server's CPU for the same COPY", encode, server)
     console.print(table)
 
 

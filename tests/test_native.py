@@ -205,6 +205,23 @@ def test_decoded_batches_have_the_tables_schema_and_encode():
     assert (flagged.counts["foreign"], flagged.quarantine.num_rows) == (2, 0)
 
 
+def test_batches_decoded_side_by_side_are_as_one_after_the_other():
+    said = decoder()
+    batches = [records([DISCRIMINATOR + bytes([place]) * 8 + bytes(4), b"something else"]) for place in range(9)]
+    policy: Any = {"include_failed": False, "ignore": [b"short"]}
+    expected = [said.decode(batch, **policy) for batch in batches]
+    for threads in (None, 1, 2, 20):
+        found = said.decode_all(batches, threads=threads, **policy)
+        assert [(each.tables, each.quarantine, each.counts) for each in found] == [
+            (each.tables, each.quarantine, each.counts) for each in expected
+        ]
+    assert said.decode_all([], **policy) == []
+    with pytest.raises(uho_native.DecodeError, match="not a record batch"):
+        said.decode_all([*batches, pa.record_batch([pa.array([1])], names=["slot"])], **policy)
+    with pytest.raises(ValueError, match="zero"):
+        said.decode_all(batches, threads=0, **policy)
+
+
 def test_errors_say_what_is_wrong():
     with pytest.raises(uho_native.IdlError, match=r"a\.json: expected ident"):
         uho_native.Decoder(PROGRAM, [(0, "a.json", b"nothing")])

@@ -203,3 +203,10 @@ class Decoder:
         DecodeError when the batch does not have the record schema, has records of another program, or its
         decoded values would take more than 1 GiB: pass fewer records then.
         """
+    def decode_all(
+        self, batches: list[pa.RecordBatch], *, include_failed: bool, ignore: list[bytes], threads: int | None = None
+    ) -> list[Decoded]:
+        """Decodes batches, each of whole blocks, on so many threads at most: by default as many as there are cores.
+
+        The results are in the batches' order, and as ``decode`` makes them; the first error is raised.
+        """

@@ -1,5 +1,6 @@
 //! The decoder's Python classes.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use anchor_events::{DecodeCounts, DecodePolicy, Decoded, Decoder, IdlVersion};
@@ -126,6 +127,29 @@ impl PyDecoder {
             .detach(|| self.0.decode(&batch, &policy))
             .map_err(|error| DecodeError::new_err(error.to_string()))?;
         PyDecoded::new(py, decoded)
+    }
+
+    #[pyo3(signature = (batches, *, include_failed, ignore, threads = None))]
+    fn decode_all(
+        &self,
+        py: Python<'_>,
+        batches: Vec<PyRecordBatch>,
+        include_failed: bool,
+        ignore: Vec<Vec<u8>>,
+        threads: Option<NonZeroUsize>,
+    ) -> PyResult<Vec<PyDecoded>> {
+        let batches: Vec<RecordBatch> = batches.into_iter().map(PyRecordBatch::into_inner).collect();
+        let policy = DecodePolicy {
+            include_failed,
+            ignore,
+        };
+        let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let threads = threads.unwrap_or_else(cores);
+        let decoded = py
+            .detach(|| self.0.decode_all(&batches, &policy, threads))
+            .map_err(|error| DecodeError::new_err(error.to_string()))?;
+        let decoded = decoded.into_iter();
+        decoded.map(|decoded| PyDecoded::new(py, decoded)).collect()
     }
 }
 

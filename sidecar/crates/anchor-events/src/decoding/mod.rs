@@ -19,6 +19,7 @@ mod idl;
 mod json;
 mod layout;
 mod memory;
+mod parallel;
 mod payload;
 mod quarantine;
 mod rows;
