@@ -12,13 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import copying, decoding, memory, plain, scanning, whole_path
+from benchmarks import copying, decoding, memory, plain, scanning, swaps, whole_path
 from benchmarks.measuring import Spent, median_of, spread
 from benchmarks.stage import Archive, Stage, stage, temporary_folder, write_archive
 
 FREQUENT, RARE = "orderbook", "rare"
 MILLION = 1_000_000
-SWAPS_COPIED = 200_000
 MEBIBYTE = 1024 * 1024
 
 application = typer.Typer(add_completion=False, help="Ratios measured side by side in one run.")
@@ -42,6 +41,7 @@ def ratios(
     load_megabytes: Annotated[int, typer.Option(help="Archive of which 15 % are loaded, in MB.")] = 300,
     scan_megabytes: Annotated[int, typer.Option(help="Archive that is scanned, in MB.")] = 700,
     reader_megabytes: Annotated[int, typer.Option(help="Archive for the reader's own ratios, in MB.")] = 1_100,
+    swap_rows: Annotated[int, typer.Option(help="Swaps of 12 fields that are loaded.")] = 200_000,
     runs: Runs = 3,
     folder: Folder = None,
 ) -> None:
@@ -55,6 +55,7 @@ def ratios(
         with stage(base / "home-load", archive) as here:
             _show_path(here, runs)
             _show_decoding(here, runs)
+            _show_swaps(here, runs, swap_rows)
         archive = write_archive(base / "reader", reader_megabytes, 2)
         _show_reader(archive, max(runs, 5))
         archive.car.unlink()
@@ -154,7 +155,7 @@ def _show_path(here: Stage, runs: int) -> None:
         f"on this machine, now: {events / sum(walls):,.0f} events/s on the whole path ({walls[0]:.1f} s to the "
         f"lake, then {events / walls[1]:,.0f} events/s to committed rows)\n"
     )
-    _show_copying(measured, bare, events)
+    _show_copying(measured, bare, events, "of the order book")
     _show_plain(measured, plain.run_plain(here, program, events), events)
 
 
@@ -179,15 +180,15 @@ def _show_plain(measured: list[Spent], usual: Spent, events: int) -> None:
 _PROCESSES = (whole_path.SIDECAR, whole_path.WORKER_RECORDS, whole_path.WORKER_EVENTS)
 
 
-def _show_copying(loads: list[Spent], bare: list[Spent], events: int) -> None:
-    table = _table(f"Lake → committed rows against COPY alone, {events:,} rows", "figure", "ratio", "measured")
+def _show_copying(loads: list[Spent], bare: list[Spent], events: int, of: str) -> None:
+    table = _table(f"Lake → committed rows against COPY alone, {events:,} rows {of}", "figure", "ratio", "measured")
     encode, client, server = (median_of(bare, what) for what in (copying.ENCODE, copying.CLIENT, copying.SERVER))
     _ratio(table, "encode for COPY ÷ the server's CPU for the same COPY", encode, server)
     _ratio(table, "client of a COPY of encoded bytes ÷ the server's CPU", client, server)
     load_server = median_of(loads, whole_path.SERVER)
     _ratio(table, "server: load (with digest and ledger) ÷ bare COPY", load_server, server)
-    again = median_of(loads, whole_path.SERVER_AGAIN)
-    _ratio(table, "server: replacing a loaded chunk ÷ its first load", again, load_server)
+    if again := median_of(loads, whole_path.SERVER_AGAIN):
+        _ratio(table, "server: replacing a loaded chunk ÷ its first load", again, load_server)
     load = load_server + median_of(loads, whole_path.WORKER_EVENTS)
     _ratio(table, "all CPU: lake → committed rows ÷ bare COPY", load, server + client)
     walls = median_of(loads, whole_path.WALL_EVENTS), median_of(bare, copying.WALL)
@@ -201,16 +202,24 @@ def _show_decoding(here: Stage, runs: int) -> None:
     native, anchorpy = (median_of(measured, what) for what in (decoding.NATIVE, decoding.ANCHORPY))
     table = _table("Decoding the same payloads, CPU µs per record", "figure", "ratio", "measured")
     _ratio(table, "order book: anchorpy (Python objects) ÷ uho_native (Arrow)", anchorpy * 1e6, native * 1e6, "µs")
-    records = decoding.swap_records()
-    measured = [decoding.run_swaps(records) for _ in range(runs)]
-    native, anchorpy = (median_of(measured, what) for what in (decoding.NATIVE, decoding.ANCHORPY))
-    _ratio(table, "swap of 12 fields: the same", anchorpy * 1e6, native * 1e6, "µs")
     console.print(table)
-    many = decoding.swap_records(SWAPS_COPIED)
-    copied = [copying.run_swap_copy(here, many) for _ in range(runs)]
-    table = _table(f"COPY of {SWAPS_COPIED:,} swaps of 12 fields", "figure", "ratio", "measured")
-    encode, server = (median_of(copied, what) for what in (copying.ENCODE, copying.SERVER))
-    _ratio(table, "encode for COPY ÷ the server's CPU for the same COPY", encode, server)
+
+
+def _show_swaps(here: Stage, runs: int, rows: int) -> None:
+    program, chunk = swaps.swap_program(here.program(FREQUENT)), here.archive.chunk
+    batches = swaps.swap_batches(program, chunk, rows)
+    swaps.fill_lake(here, program, chunk, batches)
+    loads: list[Spent] = []
+    for _ in range(runs + 1):
+        spent = Spent()
+        whole_path.run_load(here, program, chunk, rows, spent)
+        loads.append(spent)
+    bare = [copying.run_bare_copy(here, program, chunk) for _ in range(runs)]
+    _show_copying(loads[1:], bare, rows, "of swaps")  # the first made the tables
+    decoders = [decoding.compare_decoders(program, batches[:2]) for _ in range(runs)]
+    native, anchorpy = (median_of(decoders, what) for what in (decoding.NATIVE, decoding.ANCHORPY))
+    table = _table("Decoding swaps of 12 fields, CPU µs per record", "figure", "ratio", "measured")
+    _ratio(table, "anchorpy (Python objects) ÷ uho_native (Arrow)", anchorpy * 1e6, native * 1e6, "µs")
     console.print(table)
 
 

@@ -6,30 +6,27 @@ What belongs here: the ceiling, which is bytes encoded beforehand and copied int
 import time
 
 import psycopg
-import pyarrow as pa
 import uho_native
 from psycopg import sql
 
-from benchmarks import decoding
 from benchmarks.measuring import Spent
 from benchmarks.stage import Stage
+from uho_pipelines.chunks import Chunk
 from uho_pipelines.decoding import decode, decoder_for
 from uho_pipelines.lake import Lake
 from uho_pipelines.registry import Program
 from uho_pipelines.warehouse import connect, ensure_tables
-from uho_pipelines.warehouse.tables import POSTGRES_TYPES
 
 WALL, ENCODE, CLIENT, SERVER = "wall", "encode", "client", "server"
-SLICE_ROWS = 20_000
-PIECE_ROWS = 2_000
-"""Rows of swaps that a core's cache holds, as the load encodes them."""
+SLICE_ROWS = 2_000
+"""Rows that a core's cache holds, about what a load encodes at a time."""
 
 
-def encoded_tables(stage: Stage, program: Program, spent: Spent) -> dict[int, list[bytes]]:
+def encoded_tables(stage: Stage, program: Program, spent: Spent, chunk: Chunk | None) -> dict[int, list[bytes]]:
     """Decode the chunk from the lake and encode it for COPY, by table; encoding is counted."""
     decoder = decoder_for(program)
     encoded: dict[int, list[bytes]] = {}
-    for records in Lake(stage.settings).chunk(program, stage.archive.chunk).batches():
+    for records in Lake(stage.settings).chunk(program, chunk or stage.archive.chunk).batches():
         for table, batch in decode(decoder, program, records).tables:
             for start in range(0, batch.num_rows, SLICE_ROWS):
                 with spent.on(ENCODE):
@@ -38,10 +35,10 @@ def encoded_tables(stage: Stage, program: Program, spent: Spent) -> dict[int, li
     return encoded
 
 
-def run_bare_copy(stage: Stage, program: Program) -> Spent:
+def run_bare_copy(stage: Stage, program: Program, chunk: Chunk | None = None) -> Spent:
     """COPY bytes that are encoded already into empty copies of the program's tables, and commit."""
     spent = Spent()
-    encoded = encoded_tables(stage, program, spent)
+    encoded = encoded_tables(stage, program, spent, chunk)
     with connect(stage.url, application_name="benchmarks copy") as connection:
         tables = list(ensure_tables(connection, program, decoder_for(program).tables()).tables.values())
         names = {index: sql.Identifier(f"copy_{index}") for index in encoded}
@@ -57,32 +54,6 @@ def run_bare_copy(stage: Stage, program: Program) -> Spent:
             connection.commit()
         for name in names.values():
             connection.execute(sql.SQL("DROP TABLE {}").format(name))
-    return spent
-
-
-def run_swap_copy(stage: Stage, records: pa.RecordBatch) -> Spent:
-    """Encode swaps and COPY the bytes into a table with the key that event tables have, and commit."""
-    spent = Spent()
-    ((_, rows),) = decoding.swap_decoder()[0].decode(records, include_failed=False, ignore=[]).tables
-    columns = sql.SQL(", ").join(map(sql.Identifier, rows.schema.names))
-    definitions = [
-        sql.SQL("{} {}").format(sql.Identifier(field.name), POSTGRES_TYPES[field.metadata[b"uho:postgres"].decode()])
-        for field in rows.schema
-    ]
-    name = sql.Identifier("copy_swaps")
-    with connect(stage.url, application_name="benchmarks copy") as connection:
-        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(name))
-        create = "CREATE TABLE {} ({}, PRIMARY KEY (slot, tx_index, event_index))"
-        connection.execute(sql.SQL(create).format(name, sql.SQL(", ").join(definitions)))
-        connection.commit()
-        with spent.on(ENCODE):
-            pieces = [
-                uho_native.encode_copy(rows.slice(start, PIECE_ROWS)) for start in range(0, rows.num_rows, PIECE_ROWS)
-            ]
-        with spent.on(SERVER, stage.postgres_cpu):
-            _copy(connection, name, columns, pieces)
-            connection.commit()
-        connection.execute(sql.SQL("DROP TABLE {}").format(name))
     return spent
 
 

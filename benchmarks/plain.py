@@ -32,6 +32,8 @@ from uho_pipelines.warehouse.tables import TablePlan
 
 WALL, SIDECAR, WORKER, SERVER = "wall", "sidecar", "worker", "server"
 INSERT_ROWS = 200
+LEAST_SHARE = 0.9
+"""It loses what anchorpy does not read, and data lines of several fields; lose more, and it is measured wrongly."""
 CPI_EVENT_TAG = bytes.fromhex("e445a52e51cb9a1d")
 INVOKED = re.compile(r"Program (\S+) invoke \[\d+\]")
 ENDED = re.compile(r"Program \S+ (success|failed)")
@@ -67,7 +69,7 @@ def run_plain(stage: Stage, program: Program, expected_events: int) -> Spent:
         rows = sum(_count(connection, table) for table in tables.values())
         for table in tables.values():
             connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(table.name)))
-    if rows < expected_events:
+    if rows < LEAST_SHARE * expected_events:
         raise ChunkNotReadError(f"{program.key}: {rows:,} rows of {expected_events:,}")
     return spent
 

@@ -15,6 +15,7 @@ from psycopg import sql
 from benchmarks.measuring import Spent
 from benchmarks.stage import Stage
 from uho_pipelines import materialization
+from uho_pipelines.chunks import Chunk
 from uho_pipelines.lake import LakeChunk
 from uho_pipelines.materialization import EventsOutcome, Reporter, load_events, read_records
 from uho_pipelines.registry import Program
@@ -40,15 +41,20 @@ def run_whole_path(stage: Stage, program: Program, expected_events: int) -> Spen
         outcome = read_records(stage.settings, [program], chunk, Reporter(), start_over=True)[0]
     if outcome.error is not None:
         raise outcome.error
-    _empty_tables(stage, program)
-    with spent.on(WALL_EVENTS, time.monotonic), spent.on(SERVER, stage.postgres_cpu), spent.on(WORKER_EVENTS):
-        events = _load_with_clocks(stage, program, spent)
-    rows = sum(events.result.rows.values()) if events.result is not None else 0
-    if rows != expected_events:
-        raise UnexpectedRowsError(f"{program.key}: {rows:,} rows were loaded, the simulator wrote {expected_events:,}")
+    run_load(stage, program, chunk, expected_events, spent)
     with spent.on(SERVER_AGAIN, stage.postgres_cpu):
         load_events(stage.settings, program, chunk, Reporter())
     return spent
+
+
+def run_load(stage: Stage, program: Program, chunk: Chunk, expected_events: int, spent: Spent) -> None:
+    """Load the chunk's events from the lake into empty tables."""
+    _empty_tables(stage, program)
+    with spent.on(WALL_EVENTS, time.monotonic), spent.on(SERVER, stage.postgres_cpu), spent.on(WORKER_EVENTS):
+        events = _load_with_clocks(stage, program, chunk, spent)
+    rows = sum(events.result.rows.values()) if events.result is not None else 0
+    if rows != expected_events:
+        raise UnexpectedRowsError(f"{program.key}: {rows:,} rows were loaded, expected were {expected_events:,}")
 
 
 def _empty_tables(stage: Stage, program: Program) -> None:
@@ -58,7 +64,7 @@ def _empty_tables(stage: Stage, program: Program) -> None:
             connection.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(table.schema, table.name)))
 
 
-def _load_with_clocks(stage: Stage, program: Program, spent: Spent) -> EventsOutcome:
+def _load_with_clocks(stage: Stage, program: Program, chunk: Chunk, spent: Spent) -> EventsOutcome:
     def timed(what: str, function: Callable[..., Any], clock: Callable[[], float] | None = None) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the function takes and returns
             with spent.on(what, clock) if clock else spent.on(what):
@@ -85,7 +91,7 @@ def _load_with_clocks(stage: Stage, program: Program, spent: Spent) -> EventsOut
             yield
 
     with clocks():
-        return load_events(stage.settings, program, stage.archive.chunk, Reporter())
+        return load_events(stage.settings, program, chunk, Reporter())
 
 
 def _timed_iterator(items: Iterator[Any], spent: Spent, what: str) -> Iterator[Any]:

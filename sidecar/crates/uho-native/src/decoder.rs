@@ -138,7 +138,8 @@ impl PyDecoder {
         ignore: Vec<Vec<u8>>,
         threads: Option<NonZeroUsize>,
     ) -> PyResult<Vec<PyDecoded>> {
-        let batches: Vec<RecordBatch> = batches.into_iter().map(PyRecordBatch::into_inner).collect();
+        let batches: Vec<RecordBatch> =
+            batches.into_iter().map(PyRecordBatch::into_inner).collect();
         let policy = DecodePolicy {
             include_failed,
             ignore,

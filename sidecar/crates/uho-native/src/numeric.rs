@@ -6,7 +6,10 @@
 
 use arrow_buffer::i256;
 
-const BASE: u128 = 10_000;
+const BASE: u64 = 10_000;
+/// Digits that are taken off a number of 128 bits at a time.
+const CHUNK_DIGITS: usize = 4;
+const CHUNK: u128 = 10_u128.pow(16);
 const NEGATIVE: u16 = 0x4000;
 const HEADER_BYTES: usize = 8;
 
@@ -48,18 +51,21 @@ impl Digits {
         let kept = &digits[zeros..];
         let narrow = |count: usize| i16::try_from(count).unwrap_or(i16::MAX);
         let length = HEADER_BYTES + 2 * kept.len();
-        output.extend_from_slice(&i32::try_from(length).unwrap_or(i32::MAX).to_be_bytes());
-        output.extend_from_slice(&narrow(kept.len()).to_be_bytes());
-        output.extend_from_slice(&narrow(self.length.saturating_sub(1)).to_be_bytes());
-        output.extend_from_slice(&(if negative { NEGATIVE } else { 0 }).to_be_bytes());
-        output.extend_from_slice(&0i16.to_be_bytes());
-        for digit in kept.iter().rev() {
-            output.extend_from_slice(&digit.to_be_bytes());
+        // One piece: most values are of a few digits, and appending each would cost more than making it.
+        let mut bytes = [0; 4 + MOST_BYTES];
+        bytes[..4].copy_from_slice(&i32::try_from(length).unwrap_or(i32::MAX).to_be_bytes());
+        bytes[4..6].copy_from_slice(&narrow(kept.len()).to_be_bytes());
+        bytes[6..8].copy_from_slice(&narrow(self.length.saturating_sub(1)).to_be_bytes());
+        bytes[8..10].copy_from_slice(&(if negative { NEGATIVE } else { 0 }).to_be_bytes());
+        let places = bytes[4 + HEADER_BYTES..].as_chunks_mut().0;
+        for (place, digit) in places.iter_mut().zip(kept.iter().rev()) {
+            *place = digit.to_be_bytes();
         }
+        output.extend_from_slice(&bytes[..4 + length]);
     }
 }
 
-fn digit(value: u128) -> u16 {
+fn digit(value: u64) -> u16 {
     u16::try_from(value % BASE).unwrap_or_default()
 }
 
@@ -67,15 +73,21 @@ fn digit(value: u128) -> u16 {
 pub(crate) fn write(negative: bool, magnitude: u128, output: &mut Vec<u8>) {
     let mut digits = Digits::new();
     let mut wide = magnitude;
-    // Division of 64 bits is several times cheaper, and nearly every value fits.
-    while u64::try_from(wide).is_err() {
-        digits.push(digit(wide));
-        wide /= BASE;
-    }
-    let mut rest = u64::try_from(wide).unwrap_or_default();
+    let mut rest = loop {
+        // Division of 64 bits is many times cheaper, and nearly every value fits.
+        if let Ok(rest) = u64::try_from(wide) {
+            break rest;
+        }
+        let mut chunk = u64::try_from(wide % CHUNK).unwrap_or_default();
+        for _ in 0..CHUNK_DIGITS {
+            digits.push(digit(chunk));
+            chunk /= BASE;
+        }
+        wide /= CHUNK;
+    };
     while rest > 0 {
-        digits.push(digit(u128::from(rest)));
-        rest /= 10_000;
+        digits.push(digit(rest));
+        rest /= BASE;
     }
     digits.write(negative, output);
 }
@@ -115,7 +127,9 @@ pub(crate) fn write_wide(value: i256, output: &mut Vec<u8>) {
     while rest != i256::ZERO {
         // The remainder has the sign of the number, which spares negating the least i256.
         let remainder = rest.wrapping_rem(base).to_i128().unwrap_or_default();
-        digits.push(digit(remainder.unsigned_abs()));
+        digits.push(digit(
+            u64::try_from(remainder.unsigned_abs()).unwrap_or_default(),
+        ));
         rest = rest.wrapping_div(base);
     }
     digits.write(negative, output);
