@@ -37,9 +37,9 @@ GRAPH = {
 """Each asset and what it depends on."""
 
 CHECKS = [
-    *("sim/demo/alpha_events:skip_rate", "sim/demo/alpha_records:completeness"),
-    *("sim/demo/beta_events:skip_rate", "sim/demo/beta_records:completeness"),
-    *("sim/other/gamma_events:skip_rate", "sim/other/gamma_records:completeness"),
+    *("sim/demo/alpha_events:integrity", "sim/demo/alpha_events:skip_rate", "sim/demo/alpha_records:completeness"),
+    *("sim/demo/beta_events:integrity", "sim/demo/beta_events:skip_rate", "sim/demo/beta_records:completeness"),
+    *("sim/other/gamma_events:integrity", "sim/other/gamma_events:skip_rate", "sim/other/gamma_records:completeness"),
 ]
 
 

@@ -14,15 +14,19 @@ from pydantic import Field
 
 from uho_pipelines.checks import (
     COMPLETENESS,
+    INTEGRITY,
+    INTEGRITY_DESCRIPTION,
     SKIP_RATE,
     Verdict,
     certificate_table,
     completeness,
     completeness_spec,
+    integrity,
     skip_rate_spec,
 )
 from uho_pipelines.chunks import Chunk, parse_key, program_chunks
 from uho_pipelines.decoding import code_version, decoder_for
+from uho_pipelines.integrity.sampling import Job
 from uho_pipelines.lake import SCHEMA_VERSION
 from uho_pipelines.materialization import (
     EventsOutcome,
@@ -33,6 +37,7 @@ from uho_pipelines.materialization import (
     load_events,
     read_records,
     tell_listener,
+    warehouse_url,
 )
 from uho_pipelines.redaction import redact
 from uho_pipelines.registry import Program
@@ -46,6 +51,12 @@ WAREHOUSE_POOL = "warehouse"
 
 POOL_LIMITS = {ARCHIVE_POOL: 2, WAREHOUSE_POOL: 4}
 """How many ops of a pool run at once. `dagster.yaml` cannot say it per pool: see `set_pool_limits`."""
+
+BACKFILL_TAG = "dagster/backfill"
+"""The tag that names a run's backfill."""
+
+JOB_TAG = "uho/job"
+"""The tag that says which part of a job a run is that no backfill of Dagster's started: `<name>/<place>/<chunks>`."""
 
 DATA_VERSION_TAG = "dagster/data_version"
 """The tag by which an observation tells an asset's data version."""
@@ -226,6 +237,58 @@ def events_asset(
         yield dg.MaterializeResult(asset_key=key, metadata=_events_metadata(outcome, chunk), check_results=[check])
 
     return events
+
+
+class IntegrityConfig(dg.Config):
+    """What can be said when integrity is checked."""
+
+    seed: int | None = Field(
+        default=None,
+        description="Draw by this seed what an earlier check drew by it (its metadata has it). Otherwise anew.",
+    )
+
+
+def integrity_check(
+    settings: Settings, program: Program, partitions: dg.StaticPartitionsDefinition
+) -> dg.AssetChecksDefinition:
+    """Return the check of a program's `events` against an RPC node; it can be executed without materializing them."""
+    key = events_key(program)
+
+    @dg.asset_check(
+        asset=key,
+        name=INTEGRITY,
+        description=INTEGRITY_DESCRIPTION,
+        partitions_def=partitions,
+        op_tags={"uho/stage": INTEGRITY, "uho/network": program.network, "uho/owner": program.owner},
+    )
+    def check(context: dg.AssetCheckExecutionContext, config: IntegrityConfig) -> dg.AssetCheckResult:
+        # anchorpy takes half a second to import, and only this needs it.
+        from uho_pipelines.integrity.check import check_chunk
+
+        chunk = parse_key(context.partition_key, settings.network(program.network).chunk_slots)
+        job = job_of_run(context.run, context.instance, key, context.partition_key)
+        outcome = check_chunk(settings, warehouse_url(settings), program, chunk, job, seed=config.seed)
+        return integrity(outcome).result(key, INTEGRITY)
+
+    return check
+
+
+def job_of_run(run: dg.DagsterRun, instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> Job:
+    """Return the job that a run is part of: its Dagster backfill, the `uho backfill` that tags it, or the run alone."""
+    name, place, chunks = run.tags.get(JOB_TAG, "//").split("/")
+    if name:
+        return Job(name, int(place), int(chunks))
+    backfill_id = run.tags.get(BACKFILL_TAG)
+    backfill = instance.get_backfill(backfill_id) if backfill_id else None
+    if backfill is None:
+        return Job(run.run_id)
+    if backfill.asset_backfill_data is not None:
+        partitions = sorted(backfill.asset_backfill_data.get_target_partitions_subset(key).get_partition_keys())
+    else:
+        partitions = sorted(backfill.partition_names or [])
+    if partition not in partitions:
+        return Job(run.run_id)
+    return Job(backfill.backfill_id, partitions.index(partition), len(partitions))
 
 
 def column_schema(program: Program) -> dg.TableSchema:

@@ -5,6 +5,8 @@ shows them; many small chunks go faster here, where Dagster is imported once.
 """
 
 import time
+import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,10 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from uho_pipelines.assets import JOB_TAG
+from uho_pipelines.checks import INTEGRITY
 from uho_pipelines.chunks import Chunk, parse_key, select_chunks
 from uho_pipelines.decoding import decoder_for
 from uho_pipelines.definitions import build_definitions
 from uho_pipelines.errors import UhoError
+from uho_pipelines.integrity.outcome import OUTCOMES
 from uho_pipelines.materialization import Progress as ChunkProgress
 from uho_pipelines.materialization import listening, warehouse_url
 from uho_pipelines.redaction import redact
@@ -54,6 +59,8 @@ class ChunkResult:
     seconds: float
     matched: int = 0
     rows: int = 0
+    integrity: Counter[str] = field(default_factory=Counter[str])
+    """Samples by outcome."""
     findings: list[str] = field(default_factory=list[str])
     """What failed or warned, in sentences."""
 
@@ -124,6 +131,7 @@ def run_chunks(
     job = job or _program_job(stack, program)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     results: list[ChunkResult] = []
+    name, said = str(uuid.uuid4()), set[str]()
     with (
         DagsterInstance.from_config(stack.environment["DAGSTER_HOME"]) as instance,
         Progress(*columns, console=console) as bar,
@@ -145,11 +153,12 @@ def run_chunks(
                     instance=instance,
                     raise_on_error=False,
                     run_config=QUIET,
-                    tags={"uho/started_by": started_by},
+                    tags={"uho/started_by": started_by, JOB_TAG: f"{name}/{place}/{len(chunks)}"},
                 )
             results.append(_result(program, chunk, outcome, time.monotonic() - started))
             bar.update(slots, completed=before + chunk.slots)
-            for finding in results[-1].findings:
+            for finding in (text for text in results[-1].findings if text not in said):
+                said.add(finding)  # what holds for every chunk is said once
                 console.print(f"chunk {chunk.key}: {finding}", highlight=False, markup=False, soft_wrap=True)
             done(results[-1])
     return results
@@ -164,6 +173,9 @@ def _result(program: Program, chunk: Chunk, outcome: ExecuteInProcessResult, sec
     result = ChunkResult(chunk, outcome.success, seconds)
     checks = outcome.get_asset_check_evaluations()
     for check in checks:
+        if check.check_name == INTEGRITY:
+            counts = {outcome: check.metadata.get(outcome) for outcome in OUTCOMES}
+            result.integrity.update({name: int(str(count.value)) for name, count in counts.items() if count})
         if not check.passed:
             result.findings.append(f"{check.check_name} {check.severity.value}: {check.description or ''}")
             result.succeeded = result.succeeded and check.severity.value != "ERROR"
@@ -202,16 +214,25 @@ def show_results(program: Program, results: Sequence[ChunkResult], console: Cons
     table.add_column("chunk")
     for heading in ("transactions matched", "events", "seconds"):
         table.add_column(heading, justify="right")
+    table.add_column("integrity")
     table.add_column("outcome")
     for result in results:
         outcome = "[green]complete[/green]" if not result.findings else "[yellow]complete, with warnings[/yellow]"
         if not result.succeeded:
             outcome = "[red]failed[/red]"
-        table.add_row(result.chunk.key, f"{result.matched:,}", f"{result.rows:,}", f"{result.seconds:.1f}", outcome)
+        counts = (f"{result.matched:,}", f"{result.rows:,}", f"{result.seconds:.1f}")
+        table.add_row(result.chunk.key, *counts, _samples(result.integrity), outcome)
     console.print(table)
+    compared = sum((result.integrity for result in results), Counter[str]())
+    console.print(f"integrity, {compared.total():,} transactions against the RPC node: {_samples(compared)}")
     rows, seconds = sum(result.rows for result in results), sum(result.seconds for result in results)
     failed = sum(not result.succeeded for result in results)
     rate = rows / seconds if seconds else 0.0
     console.print(
         f"{rows:,} events in {seconds:.1f} s ({rate:,.0f} events/s); {failed} of {len(results)} chunks failed"
     )
+
+
+def _samples(counts: Counter[str]) -> str:
+    """Return samples by outcome, those that there are."""
+    return ", ".join(f"{counts[outcome]:,} {outcome}" for outcome in OUTCOMES if counts[outcome]) or "nothing compared"

@@ -1,10 +1,12 @@
-"""The two verdicts on a chunk: are its records complete, and did its events decode.
+"""The three verdicts on a chunk: are its records complete, did its events decode, does an RPC node say the same.
 
-What belongs here: what passes, warns and fails, and what a person is told to do. The checks are evaluated inside the
-assets' own ops (`assets.py`), per partition; a verdict needs nothing of Dagster but its words.
+What belongs here: what passes, warns and fails, and what a person is told to do. `completeness` and `skip_rate` are
+evaluated inside the assets' own ops (`assets.py`), `integrity` behind them, per partition; a verdict needs nothing of
+Dagster but its words.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,9 +18,11 @@ import uho_native
 from uho_pipelines.archive import Certificate
 from uho_pipelines.chunks import Chunk
 from uho_pipelines.decoding import Counts, Unexplained
+from uho_pipelines.integrity.outcome import IntegrityOutcome, NotChecked
 
 COMPLETENESS = "completeness"
 SKIP_RATE = "skip_rate"
+INTEGRITY = "integrity"
 
 WARN_ABOVE = 0.05
 """A skip rate over this warns: the IDL may have changed."""
@@ -38,7 +42,7 @@ ROWS_SHOWN = 100
 
 @dataclass
 class Verdict:
-    """What a check found: `errors` block, `warnings` do not; neither means passed."""
+    """What a check found: `errors` fail it (and block, where the check does), `warnings` do not; neither: passed."""
 
     errors: list[str] = field(default_factory=list[str])
     warnings: list[str] = field(default_factory=list[str])
@@ -89,6 +93,12 @@ def skip_rate_spec(asset: dg.AssetKey, partitions: dg.PartitionsDefinition[str])
             f"the chunk (with fewer than {RECORDS_TO_FAIL} records it warns at most)."
         ),
     )
+
+
+INTEGRITY_DESCRIPTION = (
+    "Random transactions, half drawn from stored rows and half from the chain, are the same by an RPC node and another "
+    "implementation of the decoder, field by field. Any mismatch fails; a node that serves too little warns."
+)
 
 
 def completeness(certificate: Certificate, chunk: Chunk) -> Verdict:
@@ -190,6 +200,55 @@ def skip_rate(counts: Counts, events: Mapping[str, str]) -> Verdict:
     return verdict
 
 
+def integrity(outcome: IntegrityOutcome | NotChecked) -> Verdict:
+    """Return whether a chunk's samples are what the RPC node says; nothing compared is never a pass."""
+    if isinstance(outcome, NotChecked):
+        return Verdict(warnings=[outcome.reason])
+    counts = outcome.counts()
+    samples = len(outcome.samples)
+    reasons = Counter(
+        f"{sample.outcome}: {sample.comparison.reason}" for sample in outcome.samples if sample.comparison.reason
+    )
+    listed = "not asked" if outcome.blocks_known is None else outcome.blocks_known
+    verdict = Verdict(
+        metadata={
+            "samples": samples,
+            **counts,
+            "rows compared": sum(sample.comparison.events for sample in outcome.samples),
+            "blocks looked at": outcome.blocks_read,
+            "blocks of the chunk, says the node": listed,
+            "blocks of the chunk, says the certificate": outcome.blocks_proved,
+            "seed": str(outcome.seed),
+            "job": f"{outcome.job.name}, chunk {outcome.job.place + 1} of {outcome.job.chunks}",
+            "RPC node": outcome.node,
+            "RPC requests": outcome.http_requests,
+            "seconds": round(outcome.seconds, 3),
+            "compared": dg.MetadataValue.md(_sample_table(outcome)),
+        }
+    )
+    if reasons:
+        verdict.metadata["reasons"] = dict(reasons.most_common())
+    if counts["mismatch"]:
+        verdict.metadata["differences"] = dg.MetadataValue.md(_difference_table(outcome))
+        verdict.errors.append(
+            f"{counts['mismatch']} of {samples} transactions differ from what the RPC node says (see differences). "
+            "Materialize the chunk's events again; if they differ still, its records, and then look at the node."
+        )
+    if outcome.blocks_known is not None and outcome.blocks_known > outcome.blocks_proved:
+        verdict.errors.append(
+            f"The RPC node lists {outcome.blocks_known:,} slots with blocks, the certificate only "
+            f"{outcome.blocks_proved:,}: the archive lacks blocks. Materialize the records again, starting over."
+        )
+    if counts["not served"] * 2 > samples:
+        verdict.warnings.append(
+            f"{counts['not served']} of {samples} samples were not served by the RPC node (see reasons). "
+            "Use one that keeps this part of the history."
+        )
+    elif samples and counts["verified"] + counts["mismatch"] == 0:
+        verdict.warnings.append(f"None of {samples} samples could be compared (see reasons).")
+    return verdict
+
+
 def certificate_table(certificate: Certificate) -> dg.TableMetadataValue:
     """Return a certificate as a table of two columns: what, and how much."""
     rows: dict[str, str] = {}
@@ -221,6 +280,34 @@ def _place(found: Unexplained | None) -> dict[str, int | str]:
     if found is None:
         return {}
     return {"first slot": found.first_slot, "last slot": found.last_slot, "unexplained bytes": found.bytes}
+
+
+def _sample_table(outcome: IntegrityOutcome) -> str:
+    """Return the samples as Markdown."""
+    lines = ["| side | slot | signature | outcome | rows | reason |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {sample.side} | {'' if sample.slot is None else sample.slot} | {sample.signature or ''} | {sample.outcome} "
+        f"| {sample.comparison.events} | {_cell(sample.comparison.reason)} |"
+        for sample in outcome.samples[:ROWS_SHOWN]
+    ]
+    return "\n".join(lines)
+
+
+def _difference_table(outcome: IntegrityOutcome) -> str:
+    """Return every field that differs as Markdown; the texts are of the chain and of an IDL, so hostile."""
+    lines = ["| signature | record | event | field | stored | chain |", "|---|---|---|---|---|---|"]
+    differing = ((sample, found) for sample in outcome.samples for found in sample.comparison.differences)
+    for _, (sample, found) in zip(range(ROWS_SHOWN), differing, strict=False):
+        cells = [found.event, found.field, found.stored, found.chain]
+        index = "" if found.event_index is None else found.event_index
+        lines.append(f"| {sample.signature or ''} | {index} | {' | '.join(map(_cell, cells))} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Return text that Markdown shows as it is, in one cell of a table."""
+    plain = re.sub(r"\s+", " ", "".join(letter if letter.isprintable() else " " for letter in text))
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&-])", r"\\\1", plain)
 
 
 def _dying_events(counts: Counts, events: Mapping[str, str]) -> list[tuple[str, int, int]]:

@@ -18,6 +18,7 @@ from uho_pipelines.assets import (
     events_asset,
     events_key,
     idl_asset,
+    integrity_check,
     records_asset,
     records_key,
     scan_groups,
@@ -86,6 +87,9 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             *(idl_asset(program) for program in programs),
             *(records_asset(settings, group) for group in groups),
             *(events_asset(settings, program, group.partitions) for group in groups for program in group.programs),
+        ],
+        asset_checks=[
+            integrity_check(settings, program, group.partitions) for group in groups for program in group.programs
         ],
         jobs=[
             *(chunk_job(program) for program in programs),

@@ -7,6 +7,8 @@ does in the UI, comparing every row with the truth, and showing what happened.
 import json
 import subprocess
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from rich.table import Table
 
 from uho_pipelines.chunks import program_chunks
 from uho_pipelines.graphql import BackfillProgress, backfill_progress, launch_backfill
+from uho_pipelines.integrity.outcome import OUTCOMES
 from uho_pipelines.materialization import warehouse_url
 from uho_pipelines.registry import Program, load_registry
 from uho_pipelines.runtime.stack import Stack, built_program, running_stack
@@ -34,15 +37,18 @@ class DemoResult:
 
     progress: BackfillProgress
     comparisons: list[TableComparison]
+    integrity: Mapping[str, Counter[str]]
+    """Samples by outcome, by program."""
     seconds: float
 
     @property
     def succeeded(self) -> bool:
-        """Whether the backfill succeeded and every table equals the truth."""
+        """Whether the backfill succeeded, every table equals the truth, and the RPC node says the same."""
         return (
             self.progress.status == "COMPLETED_SUCCESS"
             and bool(self.comparisons)
             and all(comparison.equal for comparison in self.comparisons)
+            and all(counts["verified"] and not counts["mismatch"] for counts in self.integrity.values())
         )
 
 
@@ -53,8 +59,10 @@ def run_demo(settings: Settings, console: Console) -> bool:
     console.print("starting Postgres, the sidecar and Dagster")
     with running_stack(settings, console.print) as stack:
         programs = demo_programs(stack.settings)
-        progress, seconds = backfill_all(stack, programs, console)
-        result = DemoResult(progress, compare_with_truth(stack.settings, programs), seconds)
+        backfill, progress, seconds = backfill_all(stack, programs, console)
+        compared = compare_with_truth(stack.settings, programs)
+        integrity = {program.name: samples_of(stack.settings, program, backfill) for program in programs}
+        result = DemoResult(progress, compared, integrity, seconds)
     show_result(settings, result, console)
     return result.succeeded
 
@@ -74,8 +82,8 @@ def demo_programs(settings: Settings) -> list[Program]:
     return [program for program in load_registry(settings).programs if program.network == "sim"]
 
 
-def backfill_all(dagster: Stack, programs: list[Program], console: Console) -> tuple[BackfillProgress, float]:
-    """Launch the backfill of every chunk of `programs` and wait for its end; return its progress and seconds."""
+def backfill_all(dagster: Stack, programs: list[Program], console: Console) -> tuple[str, BackfillProgress, float]:
+    """Launch the backfill of every chunk of `programs` and wait for its end; return its id, progress and seconds."""
     assets = [[p.network, p.owner, f"{p.name}_{stage}"] for p in programs for stage in ("records", "events")]
     keys = sorted({chunk.key for p in programs for chunk in program_chunks(dagster.settings, p, tip=None)})
     started = time.monotonic()
@@ -90,7 +98,7 @@ def backfill_all(dagster: Stack, programs: list[Program], console: Console) -> t
             progress = backfill_progress(dagster.url, backfill)
             bar.update(task, completed=progress.materialized)
             if progress.ended:
-                return progress, time.monotonic() - started
+                return backfill, progress, time.monotonic() - started
             dagster.watch()
             time.sleep(1)
 
@@ -106,6 +114,17 @@ def compare_with_truth(settings: Settings, programs: list[Program]) -> list[Tabl
                 connection, program, read_plan(connection, program), truth_by_event(archive, program)
             )
         ]
+
+
+def samples_of(settings: Settings, program: Program, job: str) -> Counter[str]:
+    """Return how many of a job's transactions were compared with the RPC node, by outcome."""
+    query = (
+        "SELECT outcome, count(*) FROM uho.integrity_sample "
+        "WHERE (network, owner, program) = (%s, %s, %s) AND job = %s GROUP BY outcome"
+    )
+    with connect(warehouse_url(settings), application_name="uho demo") as connection:
+        values = [program.network, program.owner, program.name, job]
+        return Counter(dict(connection.execute(query, values).fetchall()))
 
 
 def show_result(settings: Settings, result: DemoResult, console: Console) -> None:
@@ -137,6 +156,15 @@ def show_result(settings: Settings, result: DemoResult, console: Console) -> Non
     for comparison in result.comparisons:
         for difference in comparison.differences[:5]:
             console.print(f"[red]{comparison.program} {comparison.event}[/red] {difference}", highlight=False)
+
+    integrity = Table(title="Random transactions against an RPC node, decoded by anchorpy", title_justify="left")
+    integrity.add_column("program")
+    for outcome in OUTCOMES:
+        integrity.add_column(outcome, justify="right")
+    for program, counts in result.integrity.items():
+        style = "green" if counts["verified"] and not counts["mismatch"] else "red"
+        integrity.add_row(program, *(f"{counts[outcome]:,}" for outcome in OUTCOMES), style=style)
+    console.print(integrity)
 
     rows = sum(comparison.rows for comparison in result.comparisons)
     console.print(

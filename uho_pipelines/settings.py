@@ -16,7 +16,7 @@ from uho_pipelines.errors import UhoError
 
 NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
     "mainnet": {"archive_url": "https://files.old-faithful.net"},
-    "sim": {"chunk_slots": 350, "checkpoint_slots": 50},
+    "sim": {"chunk_slots": 350, "checkpoint_slots": 50, "rpc_calls_per_second": 1_000},
 }
 """What networks are like unless set otherwise. The archive of `sim` is `UHO_HOME/sim`, the simulator's."""
 
@@ -54,6 +54,12 @@ class NetworkSettings(BaseModel):
 
     rpc_url: SecretStr | None = None
     """A JSON-RPC endpoint for integrity checks. None: those checks warn."""
+
+    rpc_calls_per_second: Annotated[float, Field(gt=0, le=100_000)] = 10.0
+    """So many calls a second are made of the RPC node, by each run."""
+
+    rpc_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 20.0
+    """Seconds without a byte of the RPC node after which an attempt is given up."""
 
     chunk_slots: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
     """Slots in a chunk, the unit of work. Fixed for a network at first use."""
@@ -104,6 +110,16 @@ class Settings(BaseSettings):
 
     disk_reserve_bytes: Annotated[int, Field(ge=0)] = 2 * 1024**3
     """Bytes that must stay free on the lake's disk; a chunk that would not leave them is refused before it begins."""
+
+    integrity_samples: Annotated[int, Field(ge=1, le=10_000)] = 50
+    """Transactions that a job (a Dagster backfill, or a run without one) compares with the RPC node, half of them drawn
+    from stored rows, half from the chain; at least one a chunk."""
+
+    integrity_blocks: Annotated[int, Field(ge=1, le=1_000)] = 20
+    """Blocks of a chunk that are looked at for the chain's samples, at most: about 5 MB each on mainnet."""
+
+    integrity_seconds: Annotated[float, Field(gt=0, le=3_600)] = 60.0
+    """Seconds that a chunk's comparison may take of the RPC node; what it did not answer by then is not served."""
 
     webserver_port: Annotated[int, Field(ge=1, le=65_535)] = 3000
     """Port of the Dagster UI on 127.0.0.1."""

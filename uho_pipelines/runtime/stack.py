@@ -172,6 +172,35 @@ def start_sidecar(settings: Settings) -> Child:
     return child
 
 
+def with_simulated_node(settings: Settings) -> tuple[Settings, int | None]:
+    """Return the settings with an RPC node for network `sim`, and its port; None: no archive is there, or it has one.
+
+    The simulator answers for the chain of the archive that it wrote, so integrity is checked without another's node.
+    """
+    simulated = settings.network("sim")
+    if simulated.rpc_url is not None or not (settings.home / "sim" / "truth" / "summary.json").is_file():
+        return settings, None
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    simulated = simulated.model_copy(update={"rpc_url": SecretStr(f"http://127.0.0.1:{port}")})
+    return settings.model_copy(update={"networks": {**settings.networks, "sim": simulated}}), port
+
+
+def start_simulated_node(settings: Settings, port: int) -> Child:
+    """Start the simulator's RPC node for the archive in `UHO_HOME/sim`.
+
+    Raises:
+        BuiltProgramMissingError, ChildFailedError
+    """
+    folder = settings.home / "sim"
+    command = [str(built_program("archive-sim")), "rpc", "--dir", str(folder), "--listen", f"127.0.0.1:{port}"]
+    log = settings.home / "logs" / "simulated-node.log"
+    child = start_child("simulated-node", command, environment=os.environ, log=log, folder=settings.home)
+    child.wait_until_ready(lambda: is_listening(port), seconds=30)
+    return child
+
+
 def dagster_home(settings: Settings) -> Path:
     """Return Dagster's home in `UHO_HOME`, with the project's `dagster.yaml` as it is now."""
     folder = settings.home / "dagster"
@@ -192,6 +221,9 @@ def settings_environment(settings: Settings) -> dict[str, str]:
         "UHO_LAKE_DIR": settings.lake_dir,
         "UHO_NETWORKS": json.dumps(networks),
         "UHO_DISK_RESERVE_BYTES": str(settings.disk_reserve_bytes),
+        "UHO_INTEGRITY_SAMPLES": str(settings.integrity_samples),
+        "UHO_INTEGRITY_BLOCKS": str(settings.integrity_blocks),
+        "UHO_INTEGRITY_SECONDS": str(settings.integrity_seconds),
         "UHO_WEBSERVER_PORT": str(settings.webserver_port),
         "UHO_CODE_SERVER_PORT": str(settings.code_server_port),
         "UHO_TRUSTED_PROXIES": json.dumps([str(proxy) for proxy in settings.trusted_proxies]),
@@ -236,6 +268,7 @@ def backing_services(settings: Settings, say: Callable[[str], None], *, sidecar:
         assert settings.postgres_url is not None  # noqa: S101 - it runs
         warehouse = settings.postgres_url.get_secret_value()
         dagster_storage = EmbeddedPostgres(settings.home).url("dagster") if embedded else warehouse
+        settings, node_port = with_simulated_node(settings)
         dagster_storage = os.environ.get("UHO_DAGSTER_POSTGRES_URL") or dagster_storage
         scheme, rest = dagster_storage.split("://", 1)
         environment = {
@@ -249,6 +282,8 @@ def backing_services(settings: Settings, say: Callable[[str], None], *, sidecar:
         exits.callback(stack.stop)
         if sidecar and not sidecar_answers(settings.sidecar_url):
             stack.add("sidecar", lambda: start_sidecar(settings))
+        if node_port is not None:
+            stack.add("simulated-node", lambda: start_simulated_node(settings, node_port))
         yield stack
 
 

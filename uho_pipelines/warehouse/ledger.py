@@ -12,7 +12,7 @@ dead or failed. What holds, whatever became of that attempt, is in `certificate`
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -335,7 +335,7 @@ def chunk_key(program: Program, chunk: Chunk | None = None) -> list[Any]:
     return [program.network, program.owner, program.name, *([] if chunk is None else [chunk.start])]
 
 
-def as_jsonb(document: Mapping[str, Any]) -> Jsonb:
+def as_jsonb(document: Mapping[str, Any] | Sequence[Any]) -> Jsonb:
     """Return `document` as jsonb, which takes no U+0000: as everywhere, it becomes the six characters."""
     return Jsonb(document, dumps=_dumps)
 
