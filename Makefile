@@ -8,7 +8,7 @@ SIMULATOR := sidecar/target/release/archive-sim
 RUST_SOURCES := $(shell find sidecar -name '*.rs' -not -path '*/target/*') $(wildcard sidecar/Cargo.* sidecar/crates/*/Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test faults test-rust test-python lint format bench clean prerequisites
+.PHONY: help build demo up test faults test-rust test-python lint format bench verify-mainnet clean prerequisites
 
 help: ## list every target with a line each
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -67,6 +67,9 @@ format: build ## format Rust and Python in place
 
 bench: build ## print the benchmark ratios, measured side by side in one run
 	.venv/bin/python -m benchmarks
+
+verify-mainnet: build ## read ten blocks of a recent and of an early epoch of the public archive (internet; WHOLE_EPOCH=930: 700 GB)
+	.venv/bin/python tests/verify_mainnet.py $(if $(WHOLE_EPOCH),--whole-epoch $(WHOLE_EPOCH))
 
 clean: ## remove everything that was built; data in .uho/ stays
 	rm -rf .venv .tools sidecar/target dist

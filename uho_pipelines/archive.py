@@ -28,7 +28,16 @@ ARROW_STREAM = "application/vnd.apache.arrow.stream"
 PASSING_CODES = frozenset(
     {
         *("early_eof", "fetch_failed", "io", "object_changed"),
-        *("internal", "job_running", "memory_short", "shutting_down", "stalled", "too_many_jobs", "unreachable"),
+        *(
+            "internal",
+            "job_running",
+            "memory_short",
+            "shutting_down",
+            "stalled",
+            "too_many_estimates",
+            "too_many_jobs",
+            "unreachable",
+        ),
         "records_differ",
     }
 )
@@ -165,6 +174,40 @@ class ArchiveClient:
             raise ArchiveStreamError("stream_malformed", "the sidecar's answer about the tip has no integer tipSlot")
         return tip
 
+    def estimate(
+        self,
+        network: str,
+        program_ids: Sequence[str],
+        start: int,
+        end: int,
+        *,
+        bytes_at_most: int,
+        precision: float,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """Return what a backfill of the slots `[start, end)` would find, from a sample; see `estimate.py`.
+
+        Raises:
+            ArchiveStreamError: the sidecar cannot tell.
+        """
+        body = {
+            "network": network,
+            "programIds": list(program_ids),
+            "startSlot": start,
+            "endSlot": end,
+            "maxBytes": bytes_at_most,
+            "precision": precision,
+            "seed": seed,
+        }
+        with self._session() as session, self._ask(session, "POST", "/estimate", body=body) as response:
+            try:
+                answer = response.json()
+            except requests.RequestException:
+                answer = None
+        if not isinstance(answer, dict):
+            raise ArchiveStreamError("stream_malformed", "the sidecar's estimate is no JSON object")
+        return cast("dict[str, Any]", answer)
+
     @contextmanager
     def _session(self) -> Generator[requests.Session]:
         with requests.Session() as session:
@@ -218,6 +261,19 @@ def record_batch(columns: Sequence[pa.Array]) -> pa.RecordBatch:
         if not field.nullable and column.null_count:
             raise ValueError(f"column {field.name} has nulls")
     return pa.RecordBatch.from_arrays(list(columns), schema=schema)
+
+
+def read_records_stream(data: bytes) -> Iterator[pa.RecordBatch]:
+    """Yield the records of a whole stream of records, without control rows, that is held in memory.
+
+    Raises:
+        ValueError: it has another schema, or nulls where records have none. `pa.ArrowInvalid`: it is no stream.
+    """
+    reader = pa.ipc.open_stream(data)
+    if not reader.schema.equals(stream_schema()):
+        raise ValueError("another schema than this version reads")
+    for batch in reader:
+        yield record_batch(batch.columns[1:-1])
 
 
 def stream_schema() -> pa.Schema:

@@ -73,6 +73,49 @@ def backfill(
 
 
 @app.command()
+def estimate(
+    program: ProgramName,
+    from_slot: FromSlot = None,
+    to_slot: ToSlot = None,
+    megabytes: Annotated[int, typer.Option(min=1, max=1024, help="MiB of the archive to read at most.")] = 16,
+    precision: Annotated[
+        float,
+        typer.Option(min=0.001, max=1, help="Reading ends before when intervals are this narrow, of the estimate."),
+    ] = 0.1,
+    json: AsJson = False,
+) -> None:
+    """Estimate from a few blocks what a backfill would find, how long it would read, and what it takes in Postgres."""
+    from uho_pipelines.estimate import run_estimate
+    from uho_pipelines.settings import load_settings
+
+    run_estimate(
+        load_settings(),
+        program,
+        from_slot,
+        to_slot,
+        megabytes=megabytes,
+        precision=precision,
+        as_json=json,
+        console=console,
+    )
+
+
+@app.command()
+def preview(
+    program: ProgramName,
+    slot: Annotated[int, typer.Option(min=0, help="First slot to read.")],
+    slots: Annotated[int, typer.Option(min=1, max=1000, help="So many slots.")] = 10,
+    rows: Annotated[int, typer.Option(min=1, max=100, help="Rows of each event to show.")] = 3,
+    json: AsJson = False,
+) -> None:
+    """Show decoded rows, the DDL that would be run, and what the IDL does not know. Nothing is stored."""
+    from uho_pipelines.preview import run_preview
+    from uho_pipelines.settings import load_settings
+
+    run_preview(load_settings(), program, slot, slots, rows, as_json=json, console=console)
+
+
+@app.command()
 def replay(program: ProgramName, from_slot: FromSlot = None, to_slot: ToSlot = None) -> None:
     """Decode the records of the lake again and replace the rows, chunk after chunk. No archive is read."""
     from uho_pipelines.replay import run_replay

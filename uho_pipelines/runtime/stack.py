@@ -288,6 +288,19 @@ def backing_services(settings: Settings, say: Callable[[str], None], *, sidecar:
 
 
 @contextmanager
+def sidecar_service(settings: Settings, say: Callable[[str], None]) -> Generator[None]:
+    """Have the sidecar run, and nothing else; one that runs already is used and left running."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    stack = Stack(settings, os.environ, say)
+    try:
+        if not sidecar_answers(settings.sidecar_url):
+            stack.add("sidecar", lambda: start_sidecar(settings))
+        yield
+    finally:
+        stack.stop()
+
+
+@contextmanager
 def running_stack(settings: Settings, say: Callable[[str], None]) -> Generator[Stack]:
     """Have everything run: Postgres, the sidecar, and Dagster's code server, webserver and daemon.
 

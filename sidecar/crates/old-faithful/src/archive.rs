@@ -80,12 +80,12 @@ pub(crate) struct EpochFiles {
 }
 
 /// The epoch's CAR file, relative to the archive's base.
-fn car_name(epoch: u64) -> String {
+pub(crate) fn car_name(epoch: u64) -> String {
     format!("{epoch}/epoch-{epoch}.car")
 }
 
 /// The epoch's slot-ranges file, relative to the archive's base.
-fn index_name(epoch: u64) -> String {
+pub(crate) fn index_name(epoch: u64) -> String {
     format!("{epoch}/epoch-{epoch}-slot-ranges.raw")
 }
 

@@ -77,6 +77,8 @@ pub mod node;
 mod place;
 mod protobuf;
 #[cfg(feature = "fetch")]
+mod sample;
+#[cfg(feature = "fetch")]
 mod scan;
 #[cfg(feature = "fetch")]
 mod scanner;
@@ -97,3 +99,5 @@ pub use model::{
     BareScanRequest, Block, Instruction, MatchedTransaction, Pubkey, SLOTS_PER_EPOCH, ScanEvent,
     ScanRequest, SlotRange, Verify,
 };
+#[cfg(feature = "fetch")]
+pub use sample::{DrawnBlock, SampledBlock, Sampler};

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::encoder::Format;
 use crate::error::ApiError;
+use crate::estimate::{self, EstimateRequest};
 use crate::memory::resident_bytes;
 use crate::metrics;
 use crate::request::{BackfillRequest, Fault};
@@ -32,6 +33,7 @@ pub fn app(service: Service) -> Router {
     let guarded = Router::new()
         .route("/backfill", post(backfill))
         .route("/backfill/{id}", delete(cancel))
+        .route("/estimate", post(estimate))
         .route("/archives/{network}/tip", get(tip))
         .route("/metrics", get(scrape))
         .layer(from_fn_with_state(service.clone(), authorize));
@@ -133,6 +135,28 @@ async fn cancel(
     } else {
         Err(ApiError::NotFound("no such job is under way".to_owned()))
     }
+}
+
+async fn estimate(
+    State(service): State<Service>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let body = read_body(request).await?;
+    let request = EstimateRequest::parse(&body, &service.networks())?;
+    let archive = service
+        .archive(&request.network)
+        .ok_or_else(|| ApiError::NotFound("no such network".to_owned()))?;
+    service
+        .breaker()
+        .check(resident_bytes())
+        .map_err(ApiError::MemoryShort)?;
+    let _place = service
+        .estimates()
+        .try_acquire()
+        .map_err(|_| ApiError::TooManyEstimates)?;
+    let measured = service.metrics().seconds_per_byte(&request.network);
+    let answer = estimate::estimate(archive, &request, measured).await?;
+    Ok(Json(answer))
 }
 
 async fn tip(

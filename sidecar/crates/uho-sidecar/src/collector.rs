@@ -27,7 +27,7 @@ struct Sent {
 }
 
 /// What was odd in the matched transactions of a stretch: nothing of it is lost in silence.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Oddities {
     /// `Program data:` lines that are not base64.

@@ -4,15 +4,27 @@ use std::net::ToSocketAddrs as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use old_faithful::Verify;
 
 use crate::memory::control_group_limit;
 use crate::service::{Secret, ServiceOptions};
 
+const EXAMPLES: &str = "\
+Examples:
+  Serve the public archive to this machine, to whoever knows the secret:
+    uho-sidecar serve --archive mainnet=https://files.old-faithful.net --secret-file secret
+  What a program did in 1,000 slots, with a progress bar:
+    uho-sidecar scan --archive https://files.old-faithful.net --program pAMMBay6oceH9fJKBRHGP5D4bD4sWpmSwMn52FMfXEA \\
+      --from-slot 401760000 --to-slot 401760999
+
+Every flag has an environment variable, which the flag overrides. Logs are JSON lines on standard error; UHO_SIDECAR_LOG
+chooses levels, such as `warn` or `info,uho_sidecar=debug`.";
+
 /// Streams the records of Solana programs from the Old Faithful archive, with a certificate that they
 /// are complete.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, about, after_help = EXAMPLES, max_term_width = 120)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]
@@ -22,9 +34,15 @@ pub struct Arguments {
 /// What the binary does.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve backfills over HTTP
+    /// Serve backfills over HTTP until SIGTERM
+    ///
+    /// Paths: POST /backfill, DELETE /backfill/{id}, POST /estimate, GET /archives/{network}/tip, GET /metrics (all with
+    /// `Authorization: Bearer SECRET`, where there is a secret) and GET /health. Prints {"listening":"ADDRESS:PORT"} on
+    /// standard output once it listens.
     Serve(ServeArguments),
     /// Read a range once and print what is there, with its certificate
+    ///
+    /// Ends with exit code 0 only if everything was read and the certificate holds.
     Scan(ScanArguments),
 }
 
@@ -67,8 +85,8 @@ pub struct ScanArguments {
     /// Base of the archive: a path, file:// or http(s)://
     #[arg(long, env = "UHO_SIDECAR_SCAN_ARCHIVE", hide_env_values = true)]
     pub archive: String,
-    /// A program id. Repeatable
-    #[arg(long = "program", env = "UHO_SIDECAR_SCAN_PROGRAM", value_delimiter = ',', required = true, value_parser = crate::request::parse_address)]
+    /// A program id. Repeatable; without one, blocks and transactions are counted and proved all the same
+    #[arg(long = "program", env = "UHO_SIDECAR_SCAN_PROGRAM", value_delimiter = ',', value_parser = crate::request::parse_address)]
     pub programs: Vec<[u8; 32]>,
     /// First slot
     #[arg(long, env = "UHO_SIDECAR_SCAN_FROM_SLOT")]
@@ -76,6 +94,39 @@ pub struct ScanArguments {
     /// Last slot, inclusive
     #[arg(long, env = "UHO_SIDECAR_SCAN_TO_SLOT")]
     pub to_slot: u64,
+    /// Whose SHA-256 is compared with its CID: every section's, those of matched transactions, blocks and entries, nobody's
+    #[arg(long, env = "UHO_SIDECAR_SCAN_VERIFY", value_enum, default_value_t = VerifyChoice::Full)]
+    pub verify: VerifyChoice,
+    /// Connections to the archive
+    #[arg(long, env = "UHO_SIDECAR_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub connections: Option<u32>,
+    /// Mebibytes per range request
+    #[arg(long, env = "UHO_SIDECAR_SEGMENT_MEBIBYTES", value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub segment_mebibytes: Option<u32>,
+    /// Print one JSON object: certificate, counts, rates
+    #[arg(long, env = "UHO_SIDECAR_SCAN_JSON")]
+    pub json: bool,
+}
+
+/// [`Verify`] as a flag's value.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum VerifyChoice {
+    /// Every section.
+    Full,
+    /// Matched transactions, blocks and entries.
+    Matched,
+    /// None.
+    Off,
+}
+
+impl From<VerifyChoice> for Verify {
+    fn from(choice: VerifyChoice) -> Self {
+        match choice {
+            VerifyChoice::Full => Self::Full,
+            VerifyChoice::Matched => Self::Matched,
+            VerifyChoice::Off => Self::Off,
+        }
+    }
 }
 
 impl ServeArguments {

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use old_faithful::ArchiveError;
 use serde_json::json;
 
+use crate::encoder::EncodeError;
 use crate::jobs::Refusal;
 use crate::memory::MemoryShort;
 use crate::redact::redact;
@@ -42,6 +43,12 @@ pub(crate) enum ApiError {
     /// As many jobs as allowed are under way.
     #[error("{0} backfills are under way, as many as allowed; try again when one has ended")]
     TooManyJobs(usize),
+    /// As many estimates as allowed are under way.
+    #[error("as many estimates as allowed are under way; try again when one has ended")]
+    TooManyEstimates,
+    /// What was sampled could not be encoded.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
     /// The circuit breaker is open.
     #[error(
         "the sidecar holds {} MiB of the {} MiB it may, and takes no new jobs until it holds less; those under way go \
@@ -81,11 +88,11 @@ impl ApiError {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
             Self::JobRunning(_) => StatusCode::CONFLICT,
-            Self::TooManyJobs(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooManyJobs(_) | Self::TooManyEstimates => StatusCode::TOO_MANY_REQUESTS,
             Self::ShuttingDown | Self::MemoryShort(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Archive(_) => StatusCode::BAD_GATEWAY,
-            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Internal(_) | Self::Encode(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -101,11 +108,12 @@ impl ApiError {
             Self::NotAcceptable => "not_acceptable",
             Self::JobRunning(_) => "job_running",
             Self::TooManyJobs(_) => "too_many_jobs",
+            Self::TooManyEstimates => "too_many_estimates",
             Self::ShuttingDown => "shutting_down",
             Self::MemoryShort(_) => "memory_short",
             Self::BodyTimeout(_) => "body_timeout",
             Self::Archive(error) => error.code(),
-            Self::Internal(_) => "internal",
+            Self::Internal(_) | Self::Encode(_) => "internal",
         }
     }
 }
@@ -117,7 +125,10 @@ impl IntoResponse for ApiError {
         tracing::info!(status = self.status().as_u16(), code = self.code(), %message, "request refused");
         let body = json!({ "code": self.code(), "message": message });
         let mut response = (self.status(), Json(body)).into_response();
-        if matches!(self, Self::TooManyJobs(_) | Self::MemoryShort(_)) {
+        if matches!(
+            self,
+            Self::TooManyJobs(_) | Self::TooManyEstimates | Self::MemoryShort(_)
+        ) {
             response
                 .headers_mut()
                 .insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));

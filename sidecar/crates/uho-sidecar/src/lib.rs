@@ -25,6 +25,7 @@ mod collector;
 pub mod config;
 mod encoder;
 mod error;
+mod estimate;
 mod jobs;
 mod memory;
 mod metrics;
@@ -36,6 +37,7 @@ mod request;
 mod scan;
 mod serve;
 mod service;
+mod statistics;
 mod stream;
 
 pub use api::app;

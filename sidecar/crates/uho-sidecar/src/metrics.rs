@@ -1,19 +1,29 @@
 //! What the service counts, in the text form of `OpenMetrics`. Counters of what was read come from the
 //! certificates of stretches, at the checkpoints: what they add up to is what the certificates say.
 
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use old_faithful::Certificate;
-use prometheus_client::encoding::EncodeLabelSet;
+use old_faithful::{Archive, Certificate, Counters, RetryCause};
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 use crate::jobs::Jobs;
 use crate::memory::{Breaker, resident_bytes};
+use crate::statistics::{Interval, Mean};
+
+/// Jobs whose pace is remembered for estimates, at most, and the fewest that tell something.
+const PACES_KEPT: usize = 32;
+const PACES_AT_LEAST: usize = 3;
+/// A job that read less than this measures how it starts, not how it reads.
+const PACE_BYTES_AT_LEAST: u64 = 16 << 20;
 
 /// The media type of the text that [`Metrics::text`] writes.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -60,6 +70,8 @@ struct Shared {
     unresolved_lookups: ByNetwork,
     read_seconds: Counter<f64, AtomicU64>,
     sent_bytes: Counter,
+    /// Seconds per archive byte of the last jobs that were done, by network.
+    pace: Mutex<HashMap<String, VecDeque<f64>>>,
     ended: Family<OfOutcome, Counter>,
     refused: Family<OfCode, Counter>,
     jobs: Family<OfState, Gauge>,
@@ -90,8 +102,10 @@ impl Making {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    /// Metrics of a service of `archives`, by the names of their networks.
+    pub(crate) fn new(archives: Vec<(String, Archive)>) -> Self {
         let mut making = Making(Registry::with_prefix("uho_sidecar"));
+        making.0.register_collector(Box::new(Readers(archives)));
         let shared = Shared {
             archive_bytes: making.add_of("archive_read", "Archive bytes certified", Unit::Bytes),
             blocks: making.add("blocks", "Blocks read and certified"),
@@ -112,6 +126,7 @@ impl Metrics {
                 "Time that jobs took, of all outcomes",
                 Unit::Seconds,
             ),
+            pace: Mutex::default(),
             sent_bytes: making.add_of(
                 "sent",
                 "Bytes handed to the sockets of readers",
@@ -187,6 +202,32 @@ impl Metrics {
         self.0.sent_bytes.inc_by(bytes as u64);
     }
 
+    /// Remembers how fast a job was that read all it was asked for.
+    pub(crate) fn add_pace(&self, network: &str, bytes: u64, seconds: f64) {
+        if bytes < PACE_BYTES_AT_LEAST {
+            return;
+        }
+        let mut pace = self.0.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let pace = pace.entry(network.to_owned()).or_default();
+        if pace.len() == PACES_KEPT {
+            pace.pop_front();
+        }
+        pace.push_back(1.0 / rate(bytes, seconds));
+    }
+
+    /// Seconds per archive byte of the last jobs that were done; none when they are too few to tell.
+    pub(crate) fn seconds_per_byte(&self, network: &str) -> Option<Interval> {
+        let pace = self.0.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let pace = pace
+            .get(network)
+            .filter(|pace| pace.len() >= PACES_AT_LEAST)?;
+        let mut mean = Mean::default();
+        for value in pace {
+            mean.add(*value);
+        }
+        Some(mean.interval())
+    }
+
     /// Counts a job that ended.
     pub(crate) fn add_ended(&self, outcome: &str, seconds: f64) {
         self.0.read_seconds.inc_by(seconds);
@@ -236,6 +277,73 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &shared.registry)?;
         Ok(text)
+    }
+}
+
+/// What the readers of the archives count themselves, for jobs that failed and estimates too.
+#[derive(Debug)]
+struct Readers(Vec<(String, Archive)>);
+
+type ReaderCounter = (&'static str, &'static str, fn(&Counters) -> u64);
+
+const READER_COUNTERS: [ReaderCounter; 8] = [
+    (
+        "reader_requests",
+        "Requests for bytes of the archive",
+        |counters| counters.requests.get(),
+    ),
+    (
+        "reader_fetched_bytes",
+        "Bytes that came from the archive",
+        |counters| counters.bytes_fetched.get(),
+    ),
+    (
+        "reader_scanned_bytes",
+        "Bytes of blocks that were scanned",
+        |counters| counters.bytes_scanned.get(),
+    ),
+    ("reader_blocks", "Blocks scanned", |counters| {
+        counters.blocks.get()
+    }),
+    ("reader_transactions", "Transactions scanned", |counters| {
+        counters.transactions.get()
+    }),
+    ("reader_matches", "Transactions that matched", |counters| {
+        counters.matches.get()
+    }),
+    (
+        "reader_decompressions",
+        "Metadata decompressed",
+        |counters| counters.decompressions.get(),
+    ),
+    (
+        "reader_decompressions_avoided",
+        "Transactions that learned lookup tables decided without decompressing",
+        |counters| counters.decompressions_avoided.get(),
+    ),
+];
+
+impl Collector for Readers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        for (name, help, count) in READER_COUNTERS {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (network, archive) in &self.0 {
+                let labels = [("network", network.as_str())];
+                let counter = ConstCounter::new(count(archive.counters()));
+                counter.encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let help = "Requests made again, by cause";
+        let mut family =
+            encoder.encode_descriptor("reader_retries", help, None, MetricType::Counter)?;
+        for (network, archive) in &self.0 {
+            for cause in RetryCause::ALL {
+                let labels = [("network", network.as_str()), ("cause", cause.name())];
+                let counter = ConstCounter::new(archive.counters().retries(cause));
+                counter.encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
     }
 }
 

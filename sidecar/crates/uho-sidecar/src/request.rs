@@ -71,21 +71,7 @@ pub(crate) struct BackfillRequest {
 impl BackfillRequest {
     /// Reads a request body; `networks` are the names served here, `slots_at_most` is how long a range may be.
     pub(crate) fn parse(body: &[u8], networks: &[&str], slots_at_most: u64) -> Result<Self, Fault> {
-        let value: Value = serde_json::from_slice(body)
-            .map_err(|error| Fault::new("body", format!("expected JSON, {error}")))?;
-        let Value::Object(fields) = value else {
-            return Err(Fault::new(
-                "body",
-                format!("expected an object, got {}", kind(&value)),
-            ));
-        };
-        if let Some(unknown) = fields.keys().find(|name| !FIELDS.contains(&name.as_str())) {
-            let shown: String = unknown.chars().take(40).collect();
-            return Err(Fault::new(
-                shown,
-                format!("unknown field; known are {}", FIELDS.join(", ")),
-            ));
-        }
+        let fields = object(body, &FIELDS)?;
         let range = range(&fields)?;
         if range.end - range.start > slots_at_most {
             return Err(Fault::new(
@@ -115,7 +101,27 @@ impl BackfillRequest {
     }
 }
 
-fn range(fields: &Map<String, Value>) -> Result<SlotRange, Fault> {
+/// The fields of a body that is a JSON object and has no others than `known`.
+pub(crate) fn object(body: &[u8], known: &[&str]) -> Result<Map<String, Value>, Fault> {
+    let value: Value = serde_json::from_slice(body)
+        .map_err(|error| Fault::new("body", format!("expected JSON, {error}")))?;
+    let Value::Object(fields) = value else {
+        return Err(Fault::new(
+            "body",
+            format!("expected an object, got {}", kind(&value)),
+        ));
+    };
+    if let Some(unknown) = fields.keys().find(|name| !known.contains(&name.as_str())) {
+        let shown: String = unknown.chars().take(40).collect();
+        return Err(Fault::new(
+            shown,
+            format!("unknown field; known are {}", known.join(", ")),
+        ));
+    }
+    Ok(fields)
+}
+
+pub(crate) fn range(fields: &Map<String, Value>) -> Result<SlotRange, Fault> {
     let start = required(integer(fields, "startSlot")?, "startSlot")?;
     let end = required(integer(fields, "endSlot")?, "endSlot")?;
     if end > SLOT_AT_MOST {
@@ -127,7 +133,7 @@ fn range(fields: &Map<String, Value>) -> Result<SlotRange, Fault> {
     Ok(SlotRange { start, end })
 }
 
-fn network(fields: &Map<String, Value>, networks: &[&str]) -> Result<String, Fault> {
+pub(crate) fn network(fields: &Map<String, Value>, networks: &[&str]) -> Result<String, Fault> {
     let expected = || format!("expected one of {}", networks.join(", "));
     match (text(fields, "network")?, networks) {
         (Some(name), _) if networks.contains(&name) => Ok(name.to_owned()),
@@ -140,7 +146,7 @@ fn network(fields: &Map<String, Value>, networks: &[&str]) -> Result<String, Fau
     }
 }
 
-fn programs(fields: &Map<String, Value>) -> Result<Vec<Pubkey>, Fault> {
+pub(crate) fn programs(fields: &Map<String, Value>) -> Result<Vec<Pubkey>, Fault> {
     match (present(fields, "programId"), present(fields, "programIds")) {
         (Some(_), Some(_)) => Err(Fault::new("programId", "give this or programIds, not both")),
         (None, None) => Err(Fault::new(
@@ -236,7 +242,7 @@ fn required<T>(value: Option<T>, name: &str) -> Result<T, Fault> {
     value.ok_or_else(|| Fault::new(name, "missing"))
 }
 
-fn integer(fields: &Map<String, Value>, name: &str) -> Result<Option<u64>, Fault> {
+pub(crate) fn integer(fields: &Map<String, Value>, name: &str) -> Result<Option<u64>, Fault> {
     let Some(value) = present(fields, name) else {
         return Ok(None);
     };

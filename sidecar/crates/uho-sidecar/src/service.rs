@@ -7,10 +7,14 @@ use std::time::{Duration, Instant};
 
 use old_faithful::{Archive, ArchiveError, ArchiveOptions};
 use subtle::ConstantTimeEq as _;
+use tokio::sync::Semaphore;
 
 use crate::jobs::Jobs;
 use crate::memory::Breaker;
 use crate::metrics::Metrics;
+
+/// They read little, but each holds a block or two in memory.
+const ESTIMATES_AT_ONCE: usize = 2;
 
 /// What a service is made of; every value has a default that suits one machine.
 #[derive(Debug)]
@@ -78,6 +82,7 @@ struct Shared {
     archives: BTreeMap<String, Archive>,
     secret: Option<Secret>,
     jobs: Jobs,
+    estimates: Semaphore,
     breaker: Breaker,
     metrics: Metrics,
     slots_at_most: u64,
@@ -101,12 +106,19 @@ impl Service {
             )?;
             archives.insert(network, archive);
         }
+        let named = archives.iter();
+        let metrics = Metrics::new(
+            named
+                .map(|(name, archive)| (name.clone(), archive.clone()))
+                .collect(),
+        );
         Ok(Self(Arc::new(Shared {
             archives,
             secret: options.secret,
             jobs: Jobs::new(options.max_jobs),
+            estimates: Semaphore::new(ESTIMATES_AT_ONCE),
             breaker: Breaker::new(options.memory_limit),
-            metrics: Metrics::new(),
+            metrics,
             slots_at_most: options.slots_at_most,
             farewell: options.farewell,
             started: Instant::now(),
@@ -129,6 +141,11 @@ impl Service {
 
     pub(crate) fn jobs(&self) -> &Jobs {
         &self.0.jobs
+    }
+
+    /// Places for estimates.
+    pub(crate) fn estimates(&self) -> &Semaphore {
+        &self.0.estimates
     }
 
     pub(crate) fn breaker(&self) -> &Breaker {

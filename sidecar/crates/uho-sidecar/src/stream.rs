@@ -128,6 +128,7 @@ async fn supervise<S>(
     S: Stream<Item = Scanned> + Send + 'static,
 {
     let format = options.format;
+    let network = request.network.clone();
     tracing::info!(
         job = job.id,
         network = request.network,
@@ -159,6 +160,8 @@ async fn supervise<S>(
         Ok(records) => {
             tracing::info!(job = job.id, records, seconds, "backfill done");
             options.metrics.add_ended("done", seconds);
+            let bytes = job.progress.sent().archive_bytes;
+            options.metrics.add_pace(&network, bytes, seconds);
         }
         Err(failure) => {
             let text = failure.to_string();

@@ -106,6 +106,19 @@ async fn metrics_are_what_the_certificates_say() {
         let found = samples[&format!("uho_sidecar_{sample}")];
         assert!((found - expected).abs() < 0.5, "{sample} is {found}");
     }
+    // What the reader counted itself: everything certified went through it, and the block behind each range.
+    for (sample, field) in [
+        ("reader_scanned_bytes_total", "bytes"),
+        ("reader_blocks_total", "blocks"),
+        ("reader_transactions_total", "transactions"),
+    ] {
+        let scanned = samples[&format!("uho_sidecar_{sample}{{network=\"sim\"}}")];
+        assert!(scanned >= totals[field] as f64, "{sample} is {scanned}");
+    }
+    let avoided = "uho_sidecar_reader_decompressions_avoided_total{network=\"sim\"}";
+    assert!(samples[avoided] > 0.0);
+    let stalls = "uho_sidecar_reader_retries_total{network=\"sim\",cause=\"stall\"}";
+    assert_eq!(samples[stalls].to_bits(), 0.0_f64.to_bits());
     assert!(samples["uho_sidecar_resident_memory_bytes"] > 1e6);
     assert!(samples["uho_sidecar_sent_bytes_total"] > 1e3);
     assert!(samples["uho_sidecar_job_seconds_total"] > 0.0);

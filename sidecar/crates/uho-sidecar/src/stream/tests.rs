@@ -94,7 +94,7 @@ where
     let options = StreamOptions {
         format,
         farewell: Duration::from_millis(300),
-        metrics: Metrics::new(),
+        metrics: Metrics::new(Vec::new()),
     };
     let body: Body = start(scan, request(), jobs.start("job", 0).ok().unwrap(), options);
     body.into_data_stream()
