@@ -8,7 +8,7 @@ SIMULATOR := sidecar/target/release/archive-sim
 RUST_SOURCES := $(shell find sidecar -name '*.rs' -not -path '*/target/*') $(wildcard sidecar/Cargo.* sidecar/crates/*/Cargo.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo up test faults test-rust test-python lint format bench verify-mainnet clean prerequisites
+.PHONY: help build demo up test faults test-rust test-python crash lint format bench verify-mainnet clean prerequisites
 
 help: ## list every target with a line each
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -52,6 +52,9 @@ test-python: build
 
 faults: | prerequisites ## every fault of the network at 100 random places each: the same records, or an error (minutes)
 	cd sidecar && UHO_FAULT_PLACES=100 $(CARGO) test --locked -p old-faithful --test faults -- --nocapture fault
+
+crash: build ## crash backfills 200 times at random points (at most 20 minutes), and compare with the truth
+	cd tests && ../.venv/bin/python crash_storm.py --crashes 200 --minutes 20
 
 lint: build ## formatting, clippy pedantic, ruff, pyright strict
 	cd sidecar && $(CARGO) fmt --all --check

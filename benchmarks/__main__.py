@@ -189,6 +189,12 @@ def _show_copying(loads: list[Spent], bare: list[Spent], events: int, of: str) -
     _ratio(table, "server: load (with digest and ledger) ÷ bare COPY", load_server, server)
     if again := median_of(loads, whole_path.SERVER_AGAIN):
         _ratio(table, "server: replacing a loaded chunk ÷ its first load", again, load_server)
+        steps = (whole_path.SIDECAR, whole_path.WORKER_RECORDS, whole_path.WORKER_EVENTS, whole_path.SERVER)
+        backfill, replay = sum(median_of(loads, what) for what in steps), median_of(loads, whole_path.WORKER_AGAIN)
+        _ratio(table, "all CPU: replay from the lake ÷ first backfill of the chunk", again + replay, backfill)
+        wall = median_of(loads, whole_path.WALL_RECORDS) + median_of(loads, whole_path.WALL_EVENTS)
+        replay = median_of(loads, whole_path.WALL_AGAIN)
+        _ratio(table, "wall-clock: replay from the lake ÷ first backfill of the chunk", replay, wall)
     load = load_server + median_of(loads, whole_path.WORKER_EVENTS)
     _ratio(table, "all CPU: lake → committed rows ÷ bare COPY", load, server + client)
     walls = median_of(loads, whole_path.WALL_EVENTS), median_of(bare, copying.WALL)

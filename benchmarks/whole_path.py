@@ -25,6 +25,7 @@ from uho_pipelines.warehouse import load as warehouse_load
 WALL_RECORDS, WALL_EVENTS = "wall: archive to lake", "wall: lake to committed rows"
 SIDECAR, WORKER_RECORDS, WORKER_EVENTS = "sidecar", "worker: stream and lake", "worker: load"
 LAKE_READ, DECODE, ENCODE, COPY = "lake read", "decode", "COPY encode", "COPY send"
+WALL_AGAIN, WORKER_AGAIN = "wall: replay", "worker: replay"
 SERVER, SERVER_DIGEST, SERVER_AGAIN = "server", "server: row digest", "server: replacing"
 
 
@@ -41,13 +42,15 @@ def run_whole_path(stage: Stage, program: Program, expected_events: int) -> Spen
         outcome = read_records(stage.settings, [program], chunk, Reporter(), start_over=True)[0]
     if outcome.error is not None:
         raise outcome.error
-    run_load(stage, program, chunk, expected_events, spent)
-    with spent.on(SERVER_AGAIN, stage.postgres_cpu):
-        load_events(stage.settings, program, chunk, Reporter())
+    first = run_load(stage, program, chunk, expected_events, spent)
+    with spent.on(SERVER_AGAIN, stage.postgres_cpu), spent.on(WORKER_AGAIN), spent.on(WALL_AGAIN, time.monotonic):
+        again = load_events(stage.settings, program, chunk, Reporter())
+    if first.result is None or again.result is None or again.result.digests != first.result.digests:
+        raise UnexpectedRowsError(f"{program.key}: a replay made other rows than the first load")
     return spent
 
 
-def run_load(stage: Stage, program: Program, chunk: Chunk, expected_events: int, spent: Spent) -> None:
+def run_load(stage: Stage, program: Program, chunk: Chunk, expected_events: int, spent: Spent) -> EventsOutcome:
     """Load the chunk's events from the lake into empty tables."""
     _empty_tables(stage, program)
     with spent.on(WALL_EVENTS, time.monotonic), spent.on(SERVER, stage.postgres_cpu), spent.on(WORKER_EVENTS):
@@ -55,6 +58,7 @@ def run_load(stage: Stage, program: Program, chunk: Chunk, expected_events: int,
     rows = sum(events.result.rows.values()) if events.result is not None else 0
     if rows != expected_events:
         raise UnexpectedRowsError(f"{program.key}: {rows:,} rows were loaded, expected were {expected_events:,}")
+    return events
 
 
 def _empty_tables(stage: Stage, program: Program) -> None:

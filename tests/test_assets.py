@@ -312,6 +312,56 @@ def test_some_undecodable_records_warn_and_are_quarantined(run, programs, sideca
     assert rows(warehouse, "SELECT count(*) FROM uho.quarantine") == [(10,)]
 
 
+def test_too_many_undecodable_records_halt_the_program_and_leave_others_alone(run, programs, sidecar, warehouse):
+    alpha, beta = programs["alpha"], programs["beta"]
+    sidecar.answer = lambda body: stream_of(
+        body, records=undecodable(26) if str(ALPHA) in body["programIds"] else make_records
+    )
+    run(records_key(alpha), events_key(alpha))
+    outcome = run(events_key(alpha), chunk=CHUNK)
+    assert not outcome.succeeded
+    assert f"{alpha.key} is halted: Chunk {CHUNK.key}: 26 of 100 records" in outcome.failures[0]
+    assert f"uho clear-halt {alpha.key} --reason" in outcome.failures[0]
+    assert run(records_key(beta), events_key(beta)).succeeded
+
+
+def test_a_repair_shows_on_the_pages_of_the_chunk(run, programs, sidecar, settings, instance, warehouse):
+    alpha = programs["alpha"]
+    sidecar.answer = lambda body: stream_of(body, records=undecodable(10))
+    run(records_key(alpha), events_key(alpha))
+    job = build_definitions(settings).resolve_job_def("repair")
+    done = job.execute_in_process(
+        instance=instance, run_config={"ops": {"repair_quarantined": {"config": {"program": alpha.key}}}}
+    )
+    (check,) = done.get_asset_check_evaluations()
+    assert (check.check_name, check.partition, check.passed) == ("skip_rate", CHUNK.key, False)
+    assert check.target_materialization_data is not None
+    (observed,) = done.asset_observations_for_node("repair_quarantined")
+    assert {name: value.value for name, value in observed.metadata.items()} == {
+        "quarantined before": 10,
+        "quarantined after": 10,
+        "decoded": 0,
+    }
+
+
+def test_the_schedule_verifies_what_is_due_and_names_what_is_damaged(run, programs, settings, instance, warehouse):
+    alpha = programs["alpha"]
+    definitions = build_definitions(settings)
+    schedule, job = definitions.resolve_schedule_def("verify_little_by_little"), definitions.resolve_job_def("verify")
+    with dg.build_schedule_context(instance=instance) as context:
+        assert schedule.evaluate_tick(context).skip_message == "every chunk was verified within a week"
+        run(records_key(alpha), events_key(alpha))
+        assert len(schedule.evaluate_tick(context).run_requests) == 1
+        with connect(warehouse, application_name="test") as connection:
+            connection.execute("DELETE FROM demo_sim_alpha.happened WHERE slot = 150")
+        done = job.execute_in_process(instance=instance, raise_on_error=False)
+        assert not done.success
+        (failed,) = [event for event in done.all_events if event.is_step_failure]
+        told = failed.step_failure_data.user_failure_data.description
+        assert f"`uho replay {alpha.key} {CHUNK.options}`" in told
+        assert schedule.evaluate_tick(context).skip_message is not None
+
+
 def test_altered_lake_parts_are_not_loaded(run, programs, settings, warehouse):
     alpha = programs["alpha"]
     run(records_key(alpha), events_key(alpha))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from pydantic import Field
 
 from uho_pipelines.assets import events_key
@@ -188,7 +189,7 @@ def _check_after(context: dg.OpExecutionContext, program: Program, result: Repai
     ).records
     target = None
     if latest:
-        target = dg.AssetCheckEvaluationTargetMaterializationData(
+        target = AssetCheckEvaluationTargetMaterializationData(
             storage_id=latest[0].storage_id, run_id=latest[0].run_id, timestamp=latest[0].timestamp
         )
     return dg.AssetCheckEvaluation(

@@ -1,12 +1,15 @@
 """The ledger: who owns a chunk, what is known of it whatever became of the latest attempt, and what is proven."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 from made_up import CHUNK, COUNTS, NEXT, SIMPLE, certificate, load, program_of, prove, rows, simple
 
 from uho_pipelines.chunks import Chunk
 from uho_pipelines.warehouse import connect, migrate
+from uho_pipelines.warehouse.chain import read_chain
 from uho_pipelines.warehouse.ledger import (
     AttemptFencedError,
     CertificateMismatchError,
@@ -215,6 +218,79 @@ def test_ranges_are_merged_where_chunks_touch_and_kept_apart_where_not(warehouse
         ("alpha", 900, 999, 1, 10),
         ("beta", 300, 399, 1, 0),
     ]
+
+
+def test_certificates_are_only_appended_to(warehouse):
+    prove(warehouse, PROGRAM)
+    prove(warehouse, PROGRAM, NEXT)
+    prove(warehouse, PROGRAM)
+    assert rows(
+        warehouse,
+        "SELECT number, chunk_start, previous_hash = coalesce(lag(hash) OVER (ORDER BY number), repeat('0', 64)), "
+        "hash = uho.certificate_hash(line) FROM uho.certificate line ORDER BY number",
+    ) == [(1, CHUNK.start, True, True), (2, NEXT.start, True, True), (3, CHUNK.start, True, True)]
+    assert rows(warehouse, "SELECT chunk_start, certificate_number FROM uho.chunk ORDER BY 1") == [
+        (CHUNK.start, 3),
+        (NEXT.start, 2),
+    ]
+    for statement in (
+        "UPDATE uho.certificate SET attempt = NULL",
+        "DELETE FROM uho.certificate",
+        "TRUNCATE uho.certificate",
+    ):
+        with (
+            connect(warehouse, application_name="test") as connection,
+            pytest.raises(psycopg.errors.InsufficientPrivilege, match=r"uho\.certificate is only appended to"),
+        ):
+            connection.execute(statement)
+
+
+def test_certificates_are_numbered_in_the_order_in_which_they_are_committed(warehouse):
+    chunks = [Chunk(start, 100) for start in range(0, 2_000, 100)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda chunk: prove(warehouse, PROGRAM, chunk), chunks))
+    with connect(warehouse, application_name="test") as connection:
+        chain = read_chain(connection, PROGRAM)
+    assert (chain.lines, chain.faults, chain.scars) == (20, {}, [])
+
+
+@pytest.mark.parametrize(
+    ("statement", "number", "said"),
+    [
+        ("UPDATE uho.certificate SET record_count = 2 WHERE number = 2", 2, "its hash is not that of its content"),
+        ("DELETE FROM uho.certificate WHERE number = 3", 3, "is gone"),
+        ("DELETE FROM uho.certificate WHERE number = 1", 1, "is gone"),
+        (
+            "UPDATE uho.certificate line SET hash = uho.certificate_hash(ROW(line.network, owner, program, number, "
+            "chunk_start, chunk_end, attempt, completed_at, 2, records_digest, certificate, previous_hash, '')"
+            "::uho.certificate), record_count = 2 WHERE number = 2",
+            2,
+            "line 3 holds another hash of it",
+        ),
+        (
+            "UPDATE uho.certificate line SET hash = uho.certificate_hash(ROW(line.network, owner, program, number, "
+            "chunk_start, chunk_end, attempt, completed_at, 2, records_digest, certificate, previous_hash, '')"
+            "::uho.certificate), record_count = 2 WHERE number = 3",
+            3,
+            "uho.program holds another hash of it",
+        ),
+    ],
+)
+def test_an_edited_or_deleted_line_is_found(warehouse, statement, number, said):
+    for start in (0, 100, 200):
+        prove(warehouse, PROGRAM, Chunk(start, 100))
+    with connect(warehouse, application_name="test") as connection:
+        connection.execute("ALTER TABLE uho.certificate DISABLE TRIGGER appended_only")
+        assert connection.execute(statement).rowcount == 1
+        connection.execute("ALTER TABLE uho.certificate ENABLE TRIGGER appended_only")
+        connection.commit()
+        chain = read_chain(connection, PROGRAM)
+        assert list(chain.faults) == [number]
+        assert said in chain.faults[number]
+        connection.execute("UPDATE uho.chunk SET certificate_number = NULL")
+        connection.commit()
+        assert read_chain(connection, PROGRAM).faults == {}
+        assert len(read_chain(connection, PROGRAM).scars) == 1
 
 
 def test_a_halt_stands_for_the_idl_versions_that_failed(ledger):
