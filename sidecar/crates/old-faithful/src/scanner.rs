@@ -104,7 +104,9 @@ impl BlockScanner {
 
     /// Begins anew with another file, or another place of it. What was learned stays.
     pub(crate) fn restart(&mut self, car: &Arc<str>) {
-        self.car = Arc::clone(car);
+        // A copy of its own: counting references to one that all scanners share would have their cores wait for
+        // each other at every section.
+        self.car = Arc::from(&**car);
         self.matches.clear();
         self.begin_block();
     }
