@@ -31,6 +31,7 @@ def grade(verdict: Verdict) -> str:
         ({"index": "none"}, "warn", "without an index"),
         ({"unresolvedLookups": 2}, "warn", "2 transactions with lookup tables"),
         ({"missingMetadata": 1}, "pass", ""),
+        ({"index": "slot-to-cid"}, "pass", ""),
         ({"blocks": 99}, "error", "does not hold"),
         ({"firstBlock": {"slot": 100, "parentSlot": 100}}, "error", "does not hold"),
         ({"nextBlock": {"slot": 200, "parentSlot": 198}}, "error", "does not hold"),

@@ -32,6 +32,8 @@ pub(crate) struct CarWriter {
     file: BufWriter<File>,
     /// Bytes written so far: where the next section begins.
     pub(crate) offset: u64,
+    /// Every section's CID, where it begins and its bytes; kept only where an index of them is written.
+    pub(crate) sections: Option<Vec<(Cid, u64, u32)>>,
 }
 
 impl CarWriter {
@@ -39,6 +41,7 @@ impl CarWriter {
         let mut writer = Self {
             file: BufWriter::with_capacity(1 << 20, File::create(path)?),
             offset: 0,
+            sections: None,
         };
         writer.write(&header(&[0; 36]))?;
         Ok(writer)
@@ -53,11 +56,15 @@ impl CarWriter {
     /// Appends a section and returns its CID.
     pub(crate) fn section(&mut self, node: &Node) -> std::io::Result<Cid> {
         let cid = cid_of(&node.encoded);
+        let offset = self.offset;
         let mut length = Vec::with_capacity(10);
         uvarint(&mut length, (cid.len() + node.encoded.len()) as u64);
         self.write(&length)?;
         self.write(&cid)?;
         self.write(&node.encoded)?;
+        if let Some(sections) = &mut self.sections {
+            sections.push((cid, offset, (self.offset - offset) as u32));
+        }
         Ok(cid)
     }
 

@@ -1,10 +1,13 @@
 //! The files of one epoch: the CAR file with its closing nodes, the index, the root's CID.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::car::{CarWriter, Cid, cid_text};
 use crate::cbor::Node;
+use crate::compact::CompactIndex;
+use crate::plan::Indexes;
 use crate::{SLOTS_PER_EPOCH, SimError};
 
 /// A Subset links to the blocks of so many slots: an epoch has several, so that no reader counts on one.
@@ -17,20 +20,25 @@ pub(crate) struct Epoch {
     stem: PathBuf,
     ranges: Vec<u8>,
     blocks: Vec<(u64, Cid)>,
+    indexes: Indexes,
 }
 
 impl Epoch {
-    pub(crate) fn create(folder: &Path, number: u64) -> Result<Self, SimError> {
+    pub(crate) fn create(folder: &Path, number: u64, indexes: Indexes) -> Result<Self, SimError> {
         let folder = folder.join(number.to_string());
         fs::create_dir_all(&folder)?;
         let stem = folder.join(format!("epoch-{number}"));
-        let car = CarWriter::create(&stem.with_extension("car"))?;
+        let mut car = CarWriter::create(&stem.with_extension("car"))?;
+        if indexes != Indexes::SlotRanges {
+            car.sections = Some(Vec::new());
+        }
         Ok(Self {
             number,
             car,
             stem,
             ranges: vec![0; SLOTS_PER_EPOCH as usize * 12],
             blocks: Vec::new(),
+            indexes,
         })
     }
 
@@ -62,13 +70,62 @@ impl Epoch {
         epoch.links(&subsets);
         let root = self.car.section(&epoch)?;
         let bytes = self.car.offset;
+        if let Some(sections) = self.car.sections.take() {
+            self.write_older_indexes(&root, &blocks, sections)?;
+        }
         self.car.finish(&root)?;
         fs::write(
             self.stem.with_extension("cid"),
             format!("{}\n", cid_text(&root)),
         )?;
-        let name = format!("epoch-{}-slot-ranges.raw", self.number);
-        fs::write(self.stem.with_file_name(name), &self.ranges)?;
+        if self.indexes != Indexes::Older {
+            let name = format!("epoch-{}-slot-ranges.raw", self.number);
+            fs::write(self.stem.with_file_name(name), &self.ranges)?;
+        }
         Ok(bytes)
+    }
+
+    /// Of so few slots, hardly any without a block would answer falsely: entries without a slot of their own are added,
+    /// under the key of a slot that has no block, with the CID of the block before it.
+    fn write_older_indexes(
+        &self,
+        root: &Cid,
+        blocks: &[(u64, Cid)],
+        sections: Vec<(Cid, u64, u32)>,
+    ) -> Result<(), SimError> {
+        let mut slots: Vec<(u64, Cid)> = blocks.to_vec();
+        for (block, next) in blocks.iter().zip(&blocks[1.min(blocks.len())..]) {
+            if block.0 + 1 < next.0 && block.0.is_multiple_of(5) {
+                slots.push((block.0 + 1, block.1));
+            }
+        }
+        let places = sections.into_iter().map(|(cid, offset, bytes)| {
+            let place = [&offset.to_le_bytes()[..6], &bytes.to_le_bytes()[..3]].concat();
+            (cid.to_vec(), place)
+        });
+        // Equal nodes have one CID; the first one's place is as good as any.
+        let places: BTreeMap<_, _> = places.rev().collect();
+        let slots = slots
+            .into_iter()
+            .map(|(slot, cid)| (slot.to_le_bytes().to_vec(), cid.to_vec()));
+        for (kind, buckets, entries) in [
+            ("slot-to-cid", 44, slots.collect::<Vec<_>>()),
+            ("cid-to-offset-and-size", 7, places.into_iter().collect()),
+        ] {
+            let index = CompactIndex {
+                kind,
+                epoch: self.number,
+                root,
+                buckets,
+                entries,
+            };
+            let name = format!(
+                "epoch-{}-{}-mainnet-{kind}.index",
+                self.number,
+                cid_text(root)
+            );
+            index.write(&self.stem.with_file_name(name))?;
+        }
+        Ok(())
     }
 }

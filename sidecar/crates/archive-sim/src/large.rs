@@ -17,6 +17,7 @@ use crate::car::{Cid, NO_REWARDS, cid_of, frame, uvarint};
 use crate::cbor::Node;
 use crate::chain::{VOTE, generator};
 use crate::epoch::Epoch;
+use crate::plan::Indexes;
 use crate::programs::{PROGRAMS, Payload, key_of, program_id};
 use crate::tables::Lookup;
 use crate::transaction::{Call, Kept, Step, Transaction, Truncation};
@@ -153,7 +154,7 @@ pub fn write_large(folder: &Path, plan: &LargePlan) -> Result<LargeSummary, SimE
         )));
     }
     let number = plan.first_slot / SLOTS_PER_EPOCH;
-    let mut epoch = Epoch::create(folder, number)?;
+    let mut epoch = Epoch::create(folder, number, Indexes::SlotRanges)?;
     let templates = Templates::draw(plan.seed)?;
     let mut summary = LargeSummary {
         plan: plan.clone(),

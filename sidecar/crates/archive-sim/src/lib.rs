@@ -25,6 +25,7 @@ mod borsh;
 mod car;
 mod cbor;
 mod chain;
+mod compact;
 mod demo;
 mod epoch;
 mod faults;
@@ -46,7 +47,7 @@ mod writer;
 
 pub use faults::{Fault, FaultKind, Meets};
 pub use large::{LARGE_CHUNK_SLOTS, LargePlan, LargeProgram, LargeSummary, write_large};
-pub use plan::{MetadataFormat, Plan};
+pub use plan::{Indexes, MetadataFormat, Plan};
 pub use rpc::{RpcFault, RpcFaultKind, RpcServer};
 pub use serve::Server;
 

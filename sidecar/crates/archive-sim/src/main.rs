@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use archive_sim::{
-    Fault, LargePlan, MetadataFormat, Plan, RpcFault, RpcServer, Server, SimError, write,
+    Fault, Indexes, LargePlan, MetadataFormat, Plan, RpcFault, RpcServer, Server, SimError, write,
     write_large,
 };
 use clap::{Args, Parser, Subcommand};
@@ -129,6 +129,9 @@ struct WriteArguments {
     /// How metadata is written; early formats come with legacy transactions only.
     #[arg(long, value_enum, default_value_t)]
     metadata: MetadataFormat,
+    /// Which indexes epochs come with.
+    #[arg(long, value_enum, default_value_t)]
+    indexes: Indexes,
     /// So many of 100 nodes are encoded as only old files are.
     #[arg(long, default_value_t = Plan::default().unusual_percent)]
     unusual: u32,
@@ -156,6 +159,7 @@ impl WriteArguments {
             undecodable_percent: self.undecodable,
             missing_metadata_percent: self.missing_metadata,
             metadata: self.metadata,
+            indexes: self.indexes,
             unusual_percent: self.unusual,
             frame_bytes: self.frame_bytes,
             layout_changes: self.layout_changes,

@@ -18,6 +18,19 @@ pub enum MetadataFormat {
     Absent,
 }
 
+/// Which indexes an epoch comes with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Indexes {
+    /// The slot-ranges file.
+    #[default]
+    SlotRanges,
+    /// The older pair: slots to CIDs, CIDs to places. A few slots without a block answer with another's.
+    Older,
+    /// Both.
+    Both,
+}
+
 /// What [`crate::write`] writes. `Default` is the demo's archive: 24 chunks of 350 slots across the end of epoch 2, the
 /// sixth of them empty, and blocks on either side that prove the first chunk's head and the last chunk's tail.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +70,8 @@ pub struct Plan {
     pub layout_changes: Option<(u64, u64)>,
     /// How metadata is written.
     pub metadata: MetadataFormat,
+    /// Which indexes epochs come with.
+    pub indexes: Indexes,
 }
 
 /// Slots before the range, and after it, that may have blocks: 25 and 40.
@@ -108,6 +123,7 @@ impl Plan {
             missing_metadata_percent: 0,
             layout_changes: None,
             metadata: MetadataFormat::default(),
+            indexes: Indexes::default(),
         }
     }
 

@@ -13,10 +13,11 @@ use crate::car::{CarFault, MAXIMUM_HEADER_BYTES, header_length};
 use crate::counters::Counters;
 use crate::error::ArchiveError;
 use crate::fetch::{Identity, Store};
-use crate::index::{SLOT_RANGES_BYTES, SlotIndex};
+use crate::index::{ListedBlock, SLOT_RANGES_BYTES, SlotIndex};
 use crate::lookup::LearnedTables;
 use crate::model::{BareScanRequest, SLOTS_PER_EPOCH, ScanEvent, ScanRequest};
 use crate::scan;
+use crate::slot_to_cid::{Names, SlotToCid, root_name};
 
 /// Slot numbers above this are refused: their epochs would not fit into 32 bits.
 pub(crate) const MAXIMUM_SLOT: u64 = SLOTS_PER_EPOCH * u32::MAX as u64;
@@ -76,7 +77,24 @@ pub(crate) struct EpochFiles {
     /// The CAR file, relative to the archive's base.
     pub(crate) car: Arc<str>,
     pub(crate) identity: Identity,
-    pub(crate) index: SlotIndex,
+    pub(crate) index: EpochIndex,
+}
+
+/// How the blocks of an epoch are found.
+#[derive(Debug)]
+pub(crate) enum EpochIndex {
+    SlotRanges(SlotIndex),
+    SlotToCid(Box<SlotToCid>),
+}
+
+impl EpochIndex {
+    /// The first block at or after `slot`.
+    pub(crate) async fn next_block(&self, slot: u64) -> Result<Option<ListedBlock>, ArchiveError> {
+        match self {
+            Self::SlotRanges(index) => Ok(index.next_block(slot)),
+            Self::SlotToCid(index) => index.next_block(slot).await,
+        }
+    }
 }
 
 /// The epoch's CAR file, relative to the archive's base.
@@ -150,11 +168,27 @@ impl Archive {
             self.store.beginning(&car, 1),
             self.store.beginning(&index, 1)
         )?;
-        let whole = index.is_some_and(|(_, identity)| identity.size == SLOT_RANGES_BYTES as u64);
+        let whole = match index {
+            Some((_, identity)) => identity.size == SLOT_RANGES_BYTES as u64,
+            None => self.has_older_indexes(epoch).await?,
+        };
         Ok(car.is_some() && whole)
     }
 
-    /// Opens an epoch: the CAR file's header and the whole index.
+    async fn has_older_indexes(&self, epoch: u64) -> Result<bool, ArchiveError> {
+        let root = self.store.beginning(&root_name(epoch), 256).await?;
+        let Some(Ok(names)) = root.map(|(root, _)| Names::new(epoch, &root)) else {
+            return Ok(false);
+        };
+        let (slots, places) = futures::try_join!(
+            self.store.beginning(&names.slot_to_cid, 1),
+            self.store.beginning(&names.cid_to_place, 1)
+        )?;
+        Ok(slots.is_some() && places.is_some())
+    }
+
+    /// Opens an epoch: the CAR file's header and the whole slot-ranges file, or, where there is none, the older
+    /// indexes.
     pub(crate) async fn epoch(&self, epoch: u64) -> Result<Arc<EpochFiles>, ArchiveError> {
         let car: Arc<str> = car_name(epoch).into();
         let index = index_name(epoch);
@@ -164,8 +198,6 @@ impl Archive {
         )?;
         let missing = |file: String| ArchiveError::EpochNotFound { epoch, file };
         let (header, identity) = header.ok_or_else(|| missing(car.to_string()))?;
-        let (ranges, ranges_identity) = ranges.ok_or_else(|| missing(index))?;
-
         let malformed = |reason: String| ArchiveError::CarMalformed {
             car: Arc::clone(&car),
             offset: 0,
@@ -178,6 +210,16 @@ impl Archive {
             Err(CarFault::TooLarge(_)) => {
                 return Err(malformed("its header is too large".to_owned()));
             }
+        };
+        let Some((ranges, ranges_identity)) = ranges else {
+            let (store, name) = (&self.store, Arc::clone(&car));
+            let older = SlotToCid::open(store, epoch, name, identity.clone(), header_bytes).await?;
+            return Ok(Arc::new(EpochFiles {
+                epoch,
+                car,
+                identity,
+                index: EpochIndex::SlotToCid(Box::new(older.ok_or_else(|| missing(index))?)),
+            }));
         };
         let invalid = |reason: String| ArchiveError::IndexInvalid { epoch, reason };
         if ranges_identity.size != SLOT_RANGES_BYTES as u64 {
@@ -192,7 +234,7 @@ impl Archive {
             epoch,
             car,
             identity,
-            index,
+            index: EpochIndex::SlotRanges(index),
         }))
     }
 

@@ -1,7 +1,7 @@
 //! Whole blocks in ascending order in, events out: checks that every block follows the one before it, sums up
 //! certificates, and places checkpoints. How blocks are read, and in which order, belongs in [`scan`](crate::scan).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::certificate::{BlockLink, Certificate, IndexKind, Tail};
 use crate::error::ArchiveError;
@@ -19,6 +19,8 @@ pub(crate) struct Assembler {
     /// From the last checkpoint on.
     stretch: Certificate,
     last_slot: Option<u64>,
+    /// Epochs read by the older indexes.
+    older: BTreeSet<u64>,
     events: VecDeque<ScanEvent>,
 }
 
@@ -37,6 +39,7 @@ impl Assembler {
             total: Certificate::empty(start, index, verify),
             stretch: Certificate::empty(start, index, verify),
             last_slot: None,
+            older: BTreeSet::new(),
             events: VecDeque::new(),
         };
         assembler.begin_stretch(start);
@@ -46,6 +49,11 @@ impl Assembler {
     /// The next event for the consumer.
     pub(crate) fn next_event(&mut self) -> Option<ScanEvent> {
         self.events.pop_front()
+    }
+
+    /// The blocks of `epoch` are listed by the older indexes.
+    pub(crate) fn by_older_indexes(&mut self, epoch: u64) {
+        self.older.insert(epoch);
     }
 
     /// The index lists a block of `slot`, the next one to come.
@@ -173,13 +181,20 @@ impl Assembler {
     }
 
     fn checkpoint(&mut self, slot: u64) -> Result<(), ArchiveError> {
-        let (index, verify) = (self.total.index, self.total.verify);
+        let (index, verify) = (self.stretch.index, self.total.verify);
         let start = self.stretch.start_slot;
         let mut stretch =
             std::mem::replace(&mut self.stretch, Certificate::empty(slot, index, verify));
         stretch.end_slot = slot;
         if start < slot {
             stretch.epochs = (start / SLOTS_PER_EPOCH..=(slot - 1) / SLOTS_PER_EPOCH).collect();
+            if stretch
+                .epochs
+                .iter()
+                .any(|epoch| self.older.contains(epoch))
+            {
+                stretch.index = IndexKind::SlotToCid;
+            }
         }
         let total = std::mem::replace(&mut self.total, Certificate::empty(slot, index, verify));
         self.total =

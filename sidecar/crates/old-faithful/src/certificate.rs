@@ -60,8 +60,22 @@ pub struct Certificate {
 pub enum IndexKind {
     /// The epoch's slot-ranges file.
     SlotRanges,
+    /// The older indexes, of one epoch at least: slots to CIDs of their blocks, and where those are.
+    SlotToCid,
     /// Nowhere: a bare CAR file, read front to back.
     None,
+}
+
+impl IndexKind {
+    /// What to say of two adjoining ranges. Both indexes list every block; a file without one lists none.
+    fn and(self, other: Self) -> Option<Self> {
+        match (self, other) {
+            (Self::SlotRanges, Self::SlotToCid) | (Self::SlotToCid, Self::SlotRanges) => {
+                Some(Self::SlotToCid)
+            }
+            _ => (self == other).then_some(self),
+        }
+    }
 }
 
 /// What is known of the first block after a range.
@@ -259,9 +273,10 @@ impl Certificate {
                 second: next.start_slot,
             });
         }
-        if next.index != self.index {
+        let index = self.index.and(next.index);
+        let Some(index) = index else {
             return Err(CertificateError::Different { field: "index" });
-        }
+        };
         if next.verify != self.verify {
             return Err(CertificateError::Different { field: "verify" });
         }
@@ -273,6 +288,7 @@ impl Certificate {
             }
         }
 
+        self.index = index;
         self.end_slot = next.end_slot;
         for epoch in next.epochs {
             if let Err(place) = self.epochs.binary_search(&epoch) {

@@ -60,6 +60,7 @@ mod bincode;
 pub mod car;
 pub mod cbor;
 mod certificate;
+pub mod compact;
 #[cfg(feature = "fetch")]
 mod counters;
 pub mod dataframe;
@@ -84,6 +85,8 @@ mod scan;
 mod scanner;
 #[cfg(feature = "fetch")]
 mod segment;
+#[cfg(feature = "fetch")]
+mod slot_to_cid;
 #[cfg(feature = "fetch")]
 mod transaction;
 pub mod wire;

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
-use crate::archive::{Archive, EpochFiles, MAXIMUM_SLOT};
+use crate::archive::{Archive, EpochFiles, EpochIndex, MAXIMUM_SLOT};
 use crate::assembler::Assembler;
 use crate::certificate::{BlockLink, IndexKind};
 use crate::error::ArchiveError;
@@ -173,6 +173,7 @@ impl Scan {
                 range,
                 next_slot: range.start,
                 epoch: None,
+                by_older_indexes: Vec::new(),
             },
             window: connections * SEGMENTS_PER_CONNECTION,
             in_flight: VecDeque::new(),
@@ -221,7 +222,11 @@ impl Scan {
         &mut self,
         connection: Option<OwnedSemaphorePermit>,
     ) -> Result<(), ArchiveError> {
-        let Some(segment) = self.plan.next_segment().await? else {
+        let segment = self.plan.next_segment().await?;
+        for epoch in self.plan.by_older_indexes.drain(..) {
+            self.assembler.by_older_indexes(epoch);
+        }
+        let Some(segment) = segment else {
             return Ok(());
         };
         let segment = Arc::new(segment);
@@ -362,6 +367,8 @@ struct Plan {
     range: SlotRange,
     next_slot: u64,
     epoch: Option<Arc<EpochFiles>>,
+    /// Epochs opened that are read by the older indexes, not yet told to the assembler.
+    by_older_indexes: Vec<u64>,
 }
 
 impl Plan {
@@ -395,7 +402,10 @@ impl Plan {
             let number = self.next_slot / SLOTS_PER_EPOCH;
             let epoch = self.open(number).await?;
             self.epoch = Some(Arc::clone(&epoch));
-            let blocks = self.run_of_blocks(&epoch);
+            if matches!(epoch.index, EpochIndex::SlotToCid(_)) {
+                self.by_older_indexes.push(number);
+            }
+            let blocks = self.run_of_blocks(&epoch).await?;
             if let Some(last) = blocks.last() {
                 self.next_slot = last.slot + 1;
                 return Ok(Some(Segment { epoch, blocks }));
@@ -406,11 +416,11 @@ impl Plan {
     }
 
     /// Blocks from `next_slot` on that lie next to each other, up to a segment's size.
-    fn run_of_blocks(&self, epoch: &EpochFiles) -> Vec<ListedBlock> {
+    async fn run_of_blocks(&self, epoch: &EpochFiles) -> Result<Vec<ListedBlock>, ArchiveError> {
         let limit = self.archive.store.options.segment_bytes;
         let mut blocks: Vec<ListedBlock> = Vec::new();
         let (mut bytes, mut slot) = (0, self.next_slot);
-        while let Some(block) = epoch.index.next_block(slot) {
+        while let Some(block) = epoch.index.next_block(slot).await? {
             let adjoins = blocks.last().is_none_or(|last| last.end() == block.offset);
             if block.slot >= self.range.end || !adjoins || (bytes >= limit && !blocks.is_empty()) {
                 break;
@@ -419,7 +429,7 @@ impl Plan {
             slot = block.slot + 1;
             blocks.push(block);
         }
-        blocks
+        Ok(blocks)
     }
 
     /// The first block at or after the range's end, in this epoch or a later one; `None` when the archive does
@@ -439,7 +449,7 @@ impl Plan {
                 }
                 Err(error) => return Err(error),
             };
-            if let Some(block) = epoch.index.next_block(end) {
+            if let Some(block) = epoch.index.next_block(end).await? {
                 return Ok(Some((epoch, block)));
             }
         }

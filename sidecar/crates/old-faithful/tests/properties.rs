@@ -8,6 +8,7 @@ mod build;
 use bytes::Bytes;
 use old_faithful::car::{SectionFeed, header_length, uvarint};
 use old_faithful::cbor::Cursor;
+use old_faithful::compact::{Bucket, CompactHeader};
 use old_faithful::dataframe::{Frames, check_hash, payload};
 use old_faithful::index::{SLOT_RANGES_BYTES, SlotIndex};
 use old_faithful::metadata::{Format, Inflater, Metadata, loaded_keys};
@@ -121,7 +122,38 @@ fn bincode(stack_heights: bool, texts: usize, fields: usize) -> Vec<u8> {
     [start, inner, logs, balances.clone(), balances, rewards][..=fields].concat()
 }
 
+/// An index of two buckets without entries.
+fn compact_header() -> Vec<u8> {
+    let mut rest = 36_u64.to_le_bytes().to_vec();
+    rest.extend(2_u32.to_le_bytes());
+    rest.extend(b"\x01\x01\x04kind\x0bslot-to-cid");
+    [
+        &b"compiszd"[..],
+        &u32::try_from(rest.len()).unwrap().to_le_bytes(),
+        &rest,
+    ]
+    .concat()
+}
+
 proptest! {
+    #[test]
+    fn no_bytes_make_a_compact_index_panic(
+        bytes in some_bytes(),
+        header in nearly(compact_header()),
+        table in proptest::collection::vec(any::<u8>(), 0..64),
+        key in any::<u64>(),
+    ) {
+        let _ = CompactHeader::parse(&bytes, 36);
+        if let Ok(header) = CompactHeader::parse(&header, 36) {
+            let number = header.bucket_of(&key.to_le_bytes());
+            prop_assert!(number < header.buckets);
+            if let Ok(bucket) = Bucket::parse(&header, &table, number, 1 << 40) {
+                prop_assert!(bucket.bytes <= 16 << 20);
+                let _ = bucket.find(&header, &bytes, &key.to_le_bytes());
+            }
+        }
+    }
+
     #[test]
     fn nearly_right_bincode_makes_no_parser_panic(
         bytes in nearly(bincode(false, 1, 5)),

@@ -3,7 +3,7 @@
 
 mod support;
 
-use archive_sim::{MetadataFormat, Plan, Summary};
+use archive_sim::{Indexes, MetadataFormat, Plan, Summary};
 use serde_json::{Value, json};
 use support::{ARROW, NDJSON, backfill, router};
 
@@ -79,6 +79,35 @@ async fn metadata_in_bincode_yields_the_same_records_and_what_it_lacks_is_counte
             .is_some_and(|inner| !inner.is_empty())
     });
     assert!(inner.count() > 50);
+}
+
+#[tokio::test]
+async fn the_older_indexes_yield_the_same_as_slot_ranges() {
+    // Across the end of an epoch, with slots that answer falsely.
+    let newer = Plan::of_range(1_295_800, 1_296_299, 100);
+    let older = Plan {
+        indexes: Indexes::Older,
+        ..newer.clone()
+    };
+    let (_, by_ranges) = read(&newer).await;
+    let (summary, by_cids) = read(&older).await;
+    compare(&summary, by_cids.last().unwrap());
+    assert_eq!(
+        by_cids.last().unwrap()["certificate"]["index"],
+        "slot-to-cid"
+    );
+    assert!(by_cids.len() > 100);
+    for (expected, found) in by_ranges.iter().zip(&by_cids) {
+        let mut expected = expected.clone();
+        if let Some(certificate) = expected.get_mut("certificate") {
+            certificate["index"] = json!("slot-to-cid");
+        }
+        if expected["type"] == "started" {
+            expected["jobId"] = found["jobId"].clone();
+        }
+        assert_eq!(&expected, found);
+    }
+    assert_eq!(by_ranges.len(), by_cids.len());
 }
 
 #[tokio::test]
