@@ -1,0 +1,1 @@
+//! Nothing: the features that are shared are in `Cargo.toml`.
