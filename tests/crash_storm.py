@@ -1,7 +1,7 @@
 """Crashes at random points, by seed: whatever is killed, filled or cut, what is left at the end equals the truth.
 
 What belongs here: the faults, and the comparison afterwards. `make crash` runs it for minutes
-(`python tests/crash_storm.py --crashes 200 --minutes 20`).
+(`python tests/crash_storm.py --crashes 200 --minutes 20`), `test_crash_storm.py` for a few crashes.
 
 A round begins with an empty warehouse and an empty lake. `uho backfill` is started as a process of its own; at a random
 moment after it began to work something happens: it is killed, the sidecar or Postgres is, the archive's connections

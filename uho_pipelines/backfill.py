@@ -26,6 +26,7 @@ from uho_pipelines.materialization import Progress as ChunkProgress
 from uho_pipelines.materialization import listening, warehouse_url
 from uho_pipelines.redaction import redact
 from uho_pipelines.registry import Program, load_registry
+from uho_pipelines.runtime.abandoned import PROCESS_TAG, this_process
 from uho_pipelines.runtime.stack import Stack, backing_services, prepare_dagster
 from uho_pipelines.settings import Settings
 from uho_pipelines.warehouse import connect, ensure_tables
@@ -153,7 +154,11 @@ def run_chunks(
                     instance=instance,
                     raise_on_error=False,
                     run_config=QUIET,
-                    tags={"uho/started_by": started_by, JOB_TAG: f"{name}/{place}/{len(chunks)}"},
+                    tags={
+                        "uho/started_by": started_by,
+                        JOB_TAG: f"{name}/{place}/{len(chunks)}",
+                        PROCESS_TAG: this_process(),
+                    },
                 )
             results.append(_result(program, chunk, outcome, time.monotonic() - started))
             bar.update(slots, completed=before + chunk.slots)

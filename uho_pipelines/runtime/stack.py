@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 import uho_pipelines
 from uho_pipelines.errors import UhoError
+from uho_pipelines.runtime.abandoned import end_abandoned_runs
 from uho_pipelines.runtime.postgres import EmbeddedPostgres
 from uho_pipelines.runtime.process import Child, ChildFailedError, start_child
 from uho_pipelines.runtime.secrets import read_or_create_secret
@@ -322,7 +323,8 @@ def running_stack(settings: Settings, say: Callable[[str], None]) -> Generator[S
 
 
 def prepare_dagster(environment: Mapping[str, str]) -> None:
-    """Make Dagster's own tables before several of its processes would at once, and set its pools' limits."""
+    """Make Dagster's own tables before several of its processes would at once, set its pools' limits, and end the runs
+    that a killed process left behind."""
     os.environ.update(environment)
     from dagster import DagsterInstance
 
@@ -330,6 +332,7 @@ def prepare_dagster(environment: Mapping[str, str]) -> None:
 
     with DagsterInstance.from_config(environment["DAGSTER_HOME"]) as instance:
         set_pool_limits(instance)
+        end_abandoned_runs(instance)
 
 
 def _start_dagster(stack: Stack) -> None:
