@@ -108,8 +108,8 @@ pub(crate) fn index_name(epoch: u64) -> String {
 }
 
 impl Archive {
-    /// Opens the archive at `base`: an absolute path, `file:///path`, or `http(s)://host[:port]/base`. A folder
-    /// must exist; nothing else is looked at yet. Redirects are followed on the same host only.
+    /// Opens the archive at `base`: an absolute path, `file:///path`, `http(s)://host[:port]/base`, or
+    /// `s3://bucket/prefix` (region, endpoint and credentials from the environment, as AWS's tools read it). A folder must exist; nothing else is looked at yet. Redirects are followed on the same host only.
     pub fn open(base: &str, options: ArchiveOptions) -> Result<Self, ArchiveError> {
         Ok(Self {
             store: Arc::new(Store::open(base, options)?),

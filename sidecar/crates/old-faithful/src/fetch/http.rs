@@ -1,14 +1,16 @@
-//! HTTP as the archive's mirrors need it: one connection per request in flight (HTTP/1.1, which is faster there
+//! HTTP as the archive's mirrors and S3's buckets need it: one connection per request in flight (HTTP/1.1, which is faster there
 //! than one multiplexed connection), no limit for a whole body, no redirect to another host, and `Retry-After`
 //! handed on. Which requests are repeated, and when, is decided in [`range`](super::range) alone.
 
 use std::time::{Duration, SystemTime};
 
+use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::client::{
     ClientOptions, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
     HttpService,
 };
 use object_store::http::{HttpBuilder, HttpStore};
+use object_store::prefix::PrefixStore;
 use object_store::{BackoffConfig, RetryConfig};
 use reqwest::header::{CONTENT_RANGE, HeaderMap, RANGE, RETRY_AFTER};
 use reqwest::redirect::{Action, Attempt, Policy};
@@ -25,32 +27,64 @@ const MAXIMUM_REDIRECTS: usize = 5;
 /// The files below an HTTP address.
 pub(super) fn store(url: Url, options: &ArchiveOptions) -> Result<HttpStore, ArchiveError> {
     let address = redact(url.as_str());
-    let failed = |reason: String| ArchiveError::Io {
-        file: format!("archive address {address}"),
-        reason,
-    };
+    HttpBuilder::new()
+        .with_url(url)
+        .with_http_connector(connector(&address, options)?)
+        .with_client_options(ClientOptions::new().with_allow_http(true))
+        .with_retry(once())
+        .build()
+        .map_err(|error| failed(&address, super::innermost(&error)))
+}
+
+/// The files below `s3://bucket/prefix`. Region, endpoint and credentials come from the environment, as the AWS tools
+/// read it (`AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID` …; `AWS_SKIP_SIGNATURE=true` for a public bucket).
+pub(super) fn bucket(
+    url: &Url,
+    options: &ArchiveOptions,
+) -> Result<PrefixStore<AmazonS3>, ArchiveError> {
+    let address = redact(url.as_str());
+    let name = url
+        .host_str()
+        .ok_or_else(|| failed(&address, "it names no bucket".to_owned()))?;
+    let store = AmazonS3Builder::from_env()
+        .with_bucket_name(name)
+        .with_http_connector(connector(&address, options)?)
+        .with_retry(once())
+        .build()
+        .map_err(|error| failed(&address, super::innermost(&error)))?;
+    Ok(PrefixStore::new(store, url.path()))
+}
+
+/// A connector that hands out one client: HTTP/1.1, no redirect to another host.
+fn connector(address: &str, options: &ArchiveOptions) -> Result<Connector, ArchiveError> {
     // A process has one provider of cryptography; another crate may have chosen it already.
     if rustls::crypto::CryptoProvider::get_default().is_none() {
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
-    let client = reqwest::Client::builder()
+    reqwest::Client::builder()
         .http1_only()
         .connect_timeout(Duration::from_millis(options.connect_timeout_ms))
         .redirect(Policy::custom(stay_on_host))
         .user_agent(concat!("uho_pipelines/", env!("CARGO_PKG_VERSION")))
         .build()
-        .map_err(|error| failed(error.without_url().to_string()))?;
-    HttpBuilder::new()
-        .with_url(url)
-        .with_http_connector(Connector(client))
-        .with_client_options(ClientOptions::new().with_allow_http(true))
-        .with_retry(RetryConfig {
-            backoff: BackoffConfig::default(),
-            max_retries: 0,
-            retry_timeout: Duration::ZERO,
-        })
-        .build()
-        .map_err(|error| failed(super::innermost(&error)))
+        .map(Connector)
+        .map_err(|error| failed(address, error.without_url().to_string()))
+}
+
+/// The object store asks once: what is repeated is decided in [`range`](super::range) alone.
+fn once() -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig::default(),
+        max_retries: 0,
+        retry_timeout: Duration::ZERO,
+    }
+}
+
+fn failed(address: &str, reason: String) -> ArchiveError {
+    ArchiveError::Io {
+        file: format!("archive address {address}"),
+        reason,
+    }
 }
 
 fn stay_on_host(attempt: Attempt<'_>) -> Action {

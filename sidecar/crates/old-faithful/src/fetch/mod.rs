@@ -1,4 +1,4 @@
-//! Bytes of an archive's files, over HTTP or from a folder, through one object store. Knows names, ranges,
+//! Bytes of an archive's files, over HTTP, from a bucket or a folder, through one object store. Knows names, ranges,
 //! identity and faults; what the bytes mean belongs elsewhere.
 
 mod http;
@@ -133,10 +133,11 @@ impl Store {
                     Arc::new(local(&path)?)
                 }
                 "http" | "https" => Arc::new(http::store(url, &options)?),
+                "s3" => Arc::new(http::bucket(&url, &options)?),
                 _ => {
                     return Err(not_an_archive(
                         base,
-                        "only file://, http:// and https:// can be read",
+                        "only file://, http://, https:// and s3:// can be read",
                     ));
                 }
             }
@@ -208,7 +209,9 @@ fn local(path: &std::path::Path) -> Result<LocalFileSystem, ArchiveError> {
 fn not_an_archive(base: &str, reason: &str) -> ArchiveError {
     ArchiveError::Io {
         file: format!("archive address {}", redact(base)),
-        reason: format!("{reason}. Give /path, file:///path or http(s)://host[:port]/base"),
+        reason: format!(
+            "{reason}. Give /path, file:///path, http(s)://host[:port]/base or s3://bucket/prefix"
+        ),
     }
 }
 
