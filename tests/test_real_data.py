@@ -287,9 +287,17 @@ def test_what_is_proved_is_one_range_up_to_what_is_published(settings, programs,
 
 def test_without_anything_else_running_scan_says_the_same(data, manifests):
     command = [built("uho-sidecar", "UHO_SIDECAR_BINARY"), "scan", "--archive", str(data / "archive")]
-    command += ["--program", PUMP_AMM, "--from-slot", str(EPOCH_800[0].start), "--to-slot", str(EPOCH_800[0].end - 1)]
+    command += [
+        "--program",
+        PUMP_AMM,
+        "--from-slot",
+        str(EPOCH_800[0].start),
+        "--to-slot",
+        str(EPOCH_800[0].end - 1),
+        "--json",
+    ]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    certificate = json.loads(printed[: printed.index("\nrecords:")])
+    certificate = json.loads(printed)["certificate"]
     kept = manifests["pump_amm", EPOCH_800[0].start].certificate
     assert certificate["programs"][PUMP_AMM] == kept["programs"][PUMP_AMM]
     assert (certificate["blocks"], certificate["transactions"]) == (kept["blocks"], kept["transactions"])

@@ -158,15 +158,14 @@ def test_a_version_that_is_added_later_decodes_only_the_quarantined_records(lake
     assert not verify_program(settings, program, None, None).damaged
     digests = "SELECT chunk_start, event, row_count, row_digest FROM uho.chunk_table ORDER BY 1, 2"
     repaired = query(settings, digests)
-    counted = query(settings, "SELECT loaded_counts ->> 'decoded', loaded_counts ->> 'undecodable' FROM uho.chunk")
+    counts = "SELECT loaded_counts ->> 'decoded', loaded_counts ->> 'undecodable' FROM uho.chunk ORDER BY chunk_start"
+    counted = query(settings, counts)
 
     for _ in range(2):  # replayed, twice: the same rows
         again = uho(settings, "replay", "orderbook")
         assert again.exit_code == 0, again.output
         assert query(settings, digests) == repaired
-    assert (
-        query(settings, "SELECT loaded_counts ->> 'decoded', loaded_counts ->> 'undecodable' FROM uho.chunk") == counted
-    )
+    assert query(settings, counts) == counted
     assert_true(settings, archive, program)
     status = json.loads(uho(settings, "status", "orderbook", "--json").stdout)
     records = query(settings, "SELECT sum(record_count)::bigint FROM uho.chunk")[0][0]
@@ -183,7 +182,8 @@ def test_a_program_that_does_not_decode_is_halted_until_its_version_is_there(lak
         load_events(settings, program, chunks[1], Reporter())
     refused = uho(settings, "replay", "orderbook")
     assert refused.exit_code == 1
-    assert refused.output.count("is halted") == len(chunks)
+    assert refused.output.count("is halted") == 1, "what holds for every chunk is said once"
+    assert f"{len(chunks)} of {len(chunks)} chunks failed" in refused.output
     assert "halted" in uho(settings, "status", "orderbook").output
 
     assert uho(settings, "clear-halt", "orderbook", "--reason", "so it is").exit_code == 0
@@ -312,7 +312,17 @@ def fix_counts(url, *, decoded, undecodable, twins):
         "decoded": decoded,
         "undecodable": undecodable,
         "decoded_by": [{"event": "Simple", "idl": "from-0.json", "count": decoded}],
-        "undecodable_by": [{"discriminator": "00", "reason": "unknown_discriminator", "count": undecodable}],
+        "undecodable_by": [
+            {
+                "discriminator": "00",
+                "reason": "unknown_discriminator",
+                "count": undecodable,
+                "first_slot": 120,
+                "last_slot": 140,
+                "least_unexplained": 17,
+                "most_unexplained": 18,
+            }
+        ],
         "fallback": [],
     }
     with connect(url, application_name="test") as connection:
