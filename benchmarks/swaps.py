@@ -120,6 +120,7 @@ def _certificate(program: Program, start: int, end: int, batch: pa.RecordBatch) 
         "withRecords": batch.num_rows,
         "failed": 0,
         "truncated": 0,
+        "unrecorded": 0,
         "records": batch.num_rows,
         "digest": uho_native.record_digest(batch),
     }

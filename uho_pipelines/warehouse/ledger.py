@@ -128,8 +128,9 @@ def register_program(connection: Connection, program: Program) -> None:
     key = chunk_key(program)
     with connection.transaction():
         connection.execute(
+            # Of any constraint: of two at once, the second may meet the first one's schema name before its key.
             "INSERT INTO uho.program (network, owner, program, program_id, schema_name) VALUES (%s, %s, %s, %s, %s) "
-            "ON CONFLICT (network, owner, program) DO NOTHING",
+            "ON CONFLICT DO NOTHING",
             [*key, program.program_id, program.schema_name],
         )
         kept = _first(
