@@ -82,7 +82,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 30, pause: float = 0.02) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 120, pause: float = 0.02) -> Any:
     """Return what `condition` returns once it is true, asked every `pause` seconds; fail saying `what` did not come."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
