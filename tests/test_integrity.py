@@ -12,10 +12,10 @@ from services import SECRET, fresh_warehouse, running_sidecar, simulate
 
 from uho_pipelines.checks import integrity
 from uho_pipelines.chunks import program_chunks
+from uho_pipelines.integrity.anchorpy_values import Address, Nested, Single
 from uho_pipelines.integrity.chain import ChainRecord, decode_base58, logged_payloads
 from uho_pipelines.integrity.check import check_chunk
 from uho_pipelines.integrity.comparison import same, without_twins
-from uho_pipelines.integrity.independent_decoding import Address, Nested, Single
 from uho_pipelines.integrity.outcome import NotChecked
 from uho_pipelines.integrity.rpc import RpcClient
 from uho_pipelines.integrity.sampling import Job, share_of

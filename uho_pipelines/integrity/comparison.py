@@ -15,17 +15,9 @@ from typing import Any
 
 from solders.pubkey import Pubkey
 
+from uho_pipelines.integrity.anchorpy_values import Address, Nested, Single
 from uho_pipelines.integrity.chain import ChainRecord, ChainTransaction, NotComparableError
-from uho_pipelines.integrity.independent_decoding import (
-    Address,
-    Event,
-    Foreign,
-    IndependentDecoder,
-    Nested,
-    Single,
-    Undecodable,
-    plain_name,
-)
+from uho_pipelines.integrity.independent_decoding import Event, Foreign, IndependentDecoder, Undecodable, plain_name
 from uho_pipelines.integrity.outcome import Comparison, Difference
 from uho_pipelines.registry import Program
 
