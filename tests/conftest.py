@@ -65,4 +65,5 @@ def empty(url: str) -> None:
             connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
         connection.execute("ALTER TABLE uho.certificate DISABLE TRIGGER appended_only_whole")
         connection.execute("TRUNCATE uho.network CASCADE")
+        connection.execute("TRUNCATE uho.alert, uho.alert_delivery, uho.alert_cursor")
         connection.execute("ALTER TABLE uho.certificate ENABLE TRIGGER appended_only_whole")

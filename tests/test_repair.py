@@ -349,7 +349,7 @@ def test_a_repaired_chunk_is_as_a_replayed_one_twins_and_all(warehouse, tmp_path
     assert [(row[0], row[2], row[4]) for row in repaired] == [(120, 1, "log"), (120, 2, "cpi"), (130, 0, "cpi")]
     with connect(warehouse, application_name="test") as connection:
         assert find_damage(connection, new, CHUNK) == []
-        assert program_status(connection, new).quarantined == 1
+        assert program_status(connection, settings_of(warehouse, tmp_path), new).quarantined == 1
     columns = "event, row_count, row_digest"
     digests = rows(warehouse, f"SELECT {columns} FROM uho.chunk_table WHERE row_count > 0 ORDER BY 1")
     quarantine = rows(warehouse, "SELECT slot, reason, idl, payload FROM uho.quarantine")

@@ -24,6 +24,10 @@ app = typer.Typer(
 )
 idl_app = typer.Typer(help="Look at IDLs: what changes between versions, what is on the chain.", no_args_is_help=True)
 app.add_typer(idl_app, name="idl")
+alerts_app = typer.Typer(help="What went wrong, and who was told.")
+app.add_typer(alerts_app, name="alerts")
+stall_app = typer.Typer(help="Programs that fell behind the archive they follow.", no_args_is_help=True)
+app.add_typer(stall_app, name="stall")
 console = Console()
 errors = Console(stderr=True)
 
@@ -142,6 +146,50 @@ def status(
     from uho_pipelines.status import run_status
 
     run_status(load_settings(), program, console, as_json=json)
+
+
+@app.command()
+def ready(program: Annotated[str | None, typer.Argument(help="A program; default: all of them.")] = None) -> None:
+    """Exit with 0 if no program is halted, stalled or behind, else say which and exit with 1: for probes."""
+    from uho_pipelines.settings import load_settings
+    from uho_pipelines.status import run_ready
+
+    raise typer.Exit(0 if run_ready(load_settings(), program, console) else 1)
+
+
+@alerts_app.callback(invoke_without_command=True)
+def alerts(
+    context: typer.Context,
+    count: Annotated[int, typer.Option(min=1, max=1_000, help="So many, the newest first.")] = 20,
+    json: AsJson = False,
+) -> None:
+    """Show what went wrong, how often, and whether people were told."""
+    if context.invoked_subcommand is None:
+        from uho_pipelines.alerts import run_alerts
+        from uho_pipelines.settings import load_settings
+
+        run_alerts(load_settings(), console, count=count, as_json=json)
+
+
+@alerts_app.command("test")
+def alerts_test() -> None:
+    """Send a message by every channel that is set, and say which took it."""
+    from uho_pipelines.alerts import run_alerts_test
+    from uho_pipelines.settings import load_settings
+
+    raise typer.Exit(0 if run_alerts_test(load_settings(), console) else 1)
+
+
+@stall_app.command("clear")
+def stall_clear(
+    program: ProgramName,
+    reason: Annotated[str, typer.Option(help="What it was; kept in uho.audit.")] = "it has caught up",
+) -> None:
+    """Take a program's stall away; refused while it is still behind."""
+    from uho_pipelines.freshness import run_stall_clear
+    from uho_pipelines.settings import load_settings
+
+    run_stall_clear(load_settings(), program, reason, console)
 
 
 @app.command()

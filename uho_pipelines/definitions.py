@@ -12,6 +12,7 @@ import dagster as dg
 import psycopg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from uho_pipelines.alerts import alerts_sensor
 from uho_pipelines.archive import ArchiveStreamError, archive_tip
 from uho_pipelines.assets import (
     archive_asset,
@@ -26,6 +27,7 @@ from uho_pipelines.assets import (
 from uho_pipelines.chunks import SLOTS_PER_EPOCH, program_chunks
 from uho_pipelines.decoding import decoder_for
 from uho_pipelines.errors import UhoError
+from uho_pipelines.freshness import FRESHNESS, freshness_check, freshness_sensor
 from uho_pipelines.redaction import redact
 from uho_pipelines.registry import Program, ProgramFault, ProgramRefusedError, load_registry
 from uho_pipelines.sensors import follow_sensor, tip_sensor
@@ -80,6 +82,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     groups = scan_groups(settings, programs, tips)
     verification = verify_job(settings, programs)
     networks = sorted({program.network for program in programs})
+    followed = [program for program in programs if program.follow]
 
     return dg.Definitions(
         assets=[
@@ -89,7 +92,8 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             *(events_asset(settings, program, group.partitions) for group in groups for program in group.programs),
         ],
         asset_checks=[
-            integrity_check(settings, program, group.partitions) for group in groups for program in group.programs
+            *(integrity_check(settings, program, group.partitions) for group in groups for program in group.programs),
+            *(freshness_check(settings, program) for program in followed),
         ],
         jobs=[
             *(chunk_job(program) for program in programs),
@@ -105,9 +109,10 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             ),
             *(
                 follow_sensor(settings, program, program_chunks(settings, program, tips[program.network]))
-                for program in programs
-                if program.follow
+                for program in followed
             ),
+            *([freshness_sensor(settings, followed)] if followed else []),
+            alerts_sensor(settings, programs),
         ],
         executor=EXECUTOR,
         metadata={
@@ -145,9 +150,13 @@ def open_ended(programs: Iterable[Program]) -> dict[str, int]:
 
 def chunk_job(program: Program) -> UnresolvedAssetJobDefinition:
     """Return the job that materializes a program's records and events of one chunk in one run."""
+    selection = dg.AssetSelection.assets(records_key(program), events_key(program))
+    if program.follow:
+        # How far the program is as a whole is its sensor's business, not that of each chunk's run.
+        selection = selection - dg.AssetSelection.checks(dg.AssetCheckKey(events_key(program), FRESHNESS))
     return dg.define_asset_job(
         program.schema_name,
-        selection=dg.AssetSelection.assets(records_key(program), events_key(program)),
+        selection=selection,
         description=f"Reads and loads one chunk of {program.name} ({program.network}, {program.owner}).",
         executor_def=EXECUTOR,
         tags={"uho/program": program.key},

@@ -71,6 +71,37 @@ class NetworkSettings(BaseModel):
     """Whose SHA-256 is compared with its CID: every section's, the matched transactions', nobody's."""
 
 
+class EmailSettings(BaseModel):
+    """Where alerts are mailed, and through which server."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=65_535)] = 587
+    tls: Literal["starttls", "tls", "none"] = "starttls"
+    user: str | None = None
+    password: SecretStr | None = None
+    sender: str
+    recipients: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class AlertSettings(BaseModel):
+    """Who is told of failed runs, failed checks, halts and stalls. Nothing set: alerts are kept in the ledger alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    webhook_url: SecretStr | None = None
+    """Is sent a JSON object by POST."""
+
+    slack_url: SecretStr | None = None
+    """A Slack incoming webhook."""
+
+    email: EmailSettings | None = None
+
+    quiet_seconds: Annotated[int, Field(ge=1)] = 6 * 3600
+    """A cause that has not occurred for so long is told of again when it comes back."""
+
+
 class Settings(BaseSettings):
     """All settings. `load_settings()` reads them from the environment; tests make them by hand."""
 
@@ -140,6 +171,16 @@ class Settings(BaseSettings):
     archive_tip_seconds: Annotated[int, Field(ge=1)] = 600
     """Seconds between two looks at whether the archive has a new epoch."""
 
+    stall_slots: Annotated[int, Field(ge=1)] = 648_000
+    """A program that follows the archive is stalled when it is further behind. An epoch and a half, three days: a new
+    epoch alone puts a program one epoch behind, and a chunk more."""
+
+    alerts: AlertSettings = AlertSettings()
+    """Who is told of what went wrong, `UHO_ALERTS__SLACK_URL` and so on."""
+
+    ui_url: str = ""
+    """Where people find the Dagster UI, for links in alerts: `https://dagster.example.org`. Empty: on this machine."""
+
     @field_validator("networks", mode="before")
     @classmethod
     def _with_default_networks(cls, value: object) -> object:
@@ -165,6 +206,7 @@ class Settings(BaseSettings):
         object.__setattr__(self, "home", home)
         object.__setattr__(self, "programs_dir", self.programs_dir.expanduser().absolute())
         object.__setattr__(self, "sidecar_url", self.sidecar_url.rstrip("/"))
+        object.__setattr__(self, "ui_url", (self.ui_url or f"http://127.0.0.1:{self.webserver_port}").rstrip("/"))
         if not self.lake_dir:
             object.__setattr__(self, "lake_dir", str(home / "lake"))
         if not self.events_dir:

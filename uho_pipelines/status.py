@@ -18,6 +18,7 @@ from uho_pipelines.settings import Settings
 from uho_pipelines.warehouse import Connection, connect
 from uho_pipelines.warehouse.ledger import chunk_key, clear_halt, get_halt
 from uho_pipelines.warehouse.redecoding import RedecodingStatus, redecoding_status
+from uho_pipelines.warehouse.stall import Lag, Stall, get_stall, measure_lag
 
 NO_REDECODING: dict[str, Any] = {
     "isReplaying": False,
@@ -44,6 +45,11 @@ class ProgramStatus:
     proven: list[tuple[int, int]]
     halted: str | None
     redecoding: RedecodingStatus | None
+    lag: Lag | None
+    """None while the archive has no chunk of the program, or its tip is not known."""
+    stalled: Stall | None
+    not_ready: list[str]
+    """Why what is served of the program is not what it should be; nothing: it is ready."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the status; that of a replay or repair is under `replay`, the newest one."""
@@ -56,11 +62,14 @@ class ProgramStatus:
             "quarantined": self.quarantined,
             "provenRanges": [{"startSlot": start, "lastSlot": last} for start, last in self.proven],
             "halted": self.halted,
+            "lagSlots": self.lag.slots if self.lag else None,
+            "stalled": str(self.stalled) if self.stalled else None,
+            "ready": not self.not_ready,
             "replay": self.redecoding.as_json() if self.redecoding else NO_REDECODING,
         }
 
 
-def program_status(connection: Connection, program: Program) -> ProgramStatus:
+def program_status(connection: Connection, settings: Settings, program: Program) -> ProgramStatus:
     """Return what the ledger knows of `program`."""
     key = chunk_key(program)
     with connection.transaction():
@@ -78,6 +87,13 @@ def program_status(connection: Connection, program: Program) -> ProgramStatus:
             "WHERE (network, owner, program) = (%s, %s, %s)",
             key,
         ).fetchone()
+    halted, stalled = get_halt(connection, program), get_stall(connection, program)
+    lag = measure_lag(connection, settings, program)
+    not_ready = [f"{program.key} is halted: {halted}"] if halted else []
+    if stalled is not None:
+        not_ready.append(f"{program.key} {stalled}")
+    elif program.follow and lag is not None and lag.slots > settings.stall_slots:
+        not_ready.append(f"{program.key} is behind: {lag}")
     return ProgramStatus(
         program=program.key,
         chunks={status: count for status, count, _, _, _ in counted},
@@ -86,8 +102,11 @@ def program_status(connection: Connection, program: Program) -> ProgramStatus:
         events=sum(row[4] for row in counted),
         quarantined=quarantined[0] if quarantined else 0,
         proven=[(start, last) for start, last in proven],
-        halted=get_halt(connection, program),
+        halted=halted,
         redecoding=redecoding_status(connection, program),
+        lag=lag,
+        stalled=stalled,
+        not_ready=not_ready,
     )
 
 
@@ -105,13 +124,33 @@ def run_status(settings: Settings, name: str | None, console: Console, *, as_jso
         running_warehouse(settings) as running,
         connect(warehouse_url(running), application_name="uho status") as connection,
     ):
-        found = [program_status(connection, program) for program in programs]
+        found = [program_status(connection, running, program) for program in programs]
     if as_json:
         documents = [status.as_json() for status in found]
         console.print_json(data=documents if name is None else documents[0])
         return
     for status in found:
         _show(status, console)
+
+
+def run_ready(settings: Settings, name: str | None, console: Console) -> bool:
+    """Say what keeps the program `name`, or any that is registered, from being ready; return whether nothing does.
+
+    Raises:
+        UnknownProgramError, and what starting Postgres can raise.
+    """
+    registry = load_registry(settings)
+    programs = registry.programs if name is None else [registry.program(name)]
+    with (
+        running_warehouse(settings) as running,
+        connect(warehouse_url(running), application_name="uho ready") as connection,
+    ):
+        reasons = [reason for program in programs for reason in program_status(connection, running, program).not_ready]
+    for reason in reasons:
+        console.print(reason, highlight=False, markup=False, soft_wrap=True)
+    if not reasons:
+        console.print("ready")
+    return not reasons
 
 
 def run_clear_halt(settings: Settings, name: str, reason: str, console: Console) -> None:
@@ -163,8 +202,12 @@ def _show(status: ProgramStatus, console: Console) -> None:
     table.add_row("proven slots", ", ".join(f"{start} to {last}" for start, last in status.proven) or "none")
     table.add_row("events", f"{status.events:,}")
     table.add_row("quarantined", f"{status.quarantined:,} records" if status.quarantined else "none")
+    if status.lag is not None:
+        table.add_row("behind the archive", str(status.lag))
     if status.halted:
         table.add_row("[red]halted[/red]", status.halted)
+    if status.stalled is not None:
+        table.add_row("[red]stalled[/red]", status.stalled.reason)
     if status.redecoding is not None:
         table.add_row(status.redecoding.kind, _sentence(status.redecoding))
     console.print(table)

@@ -215,6 +215,11 @@ def settings_environment(settings: Settings) -> dict[str, str]:
     networks = {name: network.model_dump(mode="json") for name, network in settings.networks.items()}
     for name, network in settings.networks.items():
         networks[name]["rpc_url"] = network.rpc_url.get_secret_value() if network.rpc_url else None
+    alerts = settings.alerts.model_dump(mode="json")
+    for name in ("webhook_url", "slack_url"):
+        alerts[name] = secret.get_secret_value() if (secret := getattr(settings.alerts, name)) else None
+    if settings.alerts.email is not None and settings.alerts.email.password is not None:
+        alerts["email"]["password"] = settings.alerts.email.password.get_secret_value()
     environment = {
         "UHO_HOME": str(settings.home),
         "UHO_PROGRAMS_DIR": str(settings.programs_dir),
@@ -230,6 +235,9 @@ def settings_environment(settings: Settings) -> dict[str, str]:
         "UHO_TRUSTED_PROXIES": json.dumps([str(proxy) for proxy in settings.trusted_proxies]),
         "UHO_BACKFILL_START_SECONDS": str(settings.backfill_start_seconds),
         "UHO_ARCHIVE_TIP_SECONDS": str(settings.archive_tip_seconds),
+        "UHO_STALL_SLOTS": str(settings.stall_slots),
+        "UHO_ALERTS": json.dumps(alerts),
+        "UHO_UI_URL": settings.ui_url,
     }
     if settings.user_header is not None:
         environment["UHO_USER_HEADER"] = settings.user_header
