@@ -66,12 +66,17 @@ def simulate(
     return folder
 
 
-def fresh_warehouse(server: EmbeddedPostgres, name: str) -> str:
-    """Make a migrated warehouse in a database of its own; return its URL."""
+def fresh_database(server: EmbeddedPostgres, name: str) -> str:
+    """Make an empty database; return its URL."""
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    migrate(server.url(name))
+    return server.url(name)
+
+
+def fresh_warehouse(server: EmbeddedPostgres, name: str) -> str:
+    """Make a migrated warehouse in a database of its own; return its URL."""
+    migrate(fresh_database(server, name))
     return server.url(name)
 
 

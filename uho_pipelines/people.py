@@ -12,12 +12,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import psycopg
-from dagster import QueuedRunCoordinator
-from dagster._core.run_coordinator.base import SubmitRunContext
-from dagster._core.storage.dagster_run import DagsterRun
 
 from uho_pipelines.errors import UhoError
-from uho_pipelines.settings import Settings, load_settings
+from uho_pipelines.settings import Settings
 from uho_pipelines.warehouse import connect
 
 USER_TAG = "uho/user"
@@ -100,20 +97,6 @@ def claim_start(settings: Settings, user: str) -> None:
         if row is None:
             raise psycopg.errors.SerializationFailure("the start vanished while it was looked at; start again")
         raise StartTooSoonError(user, settings.backfill_start_seconds, row[0] + interval)
-
-
-class UserTaggingRunCoordinator(QueuedRunCoordinator):
-    """Dagster's queue; a run that is started in the UI is tagged with who started it.
-
-    Runs of a backfill are submitted by the daemon, without headers: they have the tags of their backfill.
-    """
-
-    def submit_run(self, context: SubmitRunContext) -> DagsterRun:
-        """Tag the run with the person behind the request, if there is a request, and queue it."""
-        user = user_of(load_settings(), getattr(context.workspace, "source", None))
-        if user is not None and getattr(context.workspace, "source", None) is not None:
-            self._instance.add_run_tags(context.dagster_run.run_id, {USER_TAG: user})
-        return super().submit_run(context)
 
 
 def _is_trusted(settings: Settings, address: str) -> bool:

@@ -168,6 +168,13 @@ class Settings(BaseSettings):
     """A person may start one backfill in so many seconds; 0: as often as they like. Counts where people are told
     apart."""
 
+    user_priorities: dict[str, Annotated[int, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+    """The priority of a person's runs, `{"alice": 5}`; 0 for everybody else. Higher goes first, before all turns."""
+
+    program_priorities: dict[str, Annotated[int, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+    """The priority of a program's runs, `{"mainnet/acme/amm": 5}`, added to the person's. A run's own
+    `dagster/priority` counts instead of both."""
+
     archive_tip_seconds: Annotated[int, Field(ge=1)] = 600
     """Seconds between two looks at whether the archive has a new epoch."""
 

@@ -2,7 +2,7 @@
 
 What belongs here: the one place that touches what Dagster has no public hook for. The backfills that a person launches
 carry the tags of the request's `get_viewer_tags`, asked once for every launch and for nothing else; so it is there that
-a start is counted, or refused with a message that the UI shows. `tests/test_people.py` fails when Dagster changes this.
+a start is counted, or refused with a message that the UI shows. tests/test_dagster.py fails when Dagster changes this.
 """
 
 import logging

@@ -235,6 +235,8 @@ def settings_environment(settings: Settings) -> dict[str, str]:
         "UHO_TRUSTED_PROXIES": json.dumps([str(proxy) for proxy in settings.trusted_proxies]),
         "UHO_BACKFILL_START_SECONDS": str(settings.backfill_start_seconds),
         "UHO_ARCHIVE_TIP_SECONDS": str(settings.archive_tip_seconds),
+        "UHO_USER_PRIORITIES": json.dumps(settings.user_priorities),
+        "UHO_PROGRAM_PRIORITIES": json.dumps(settings.program_priorities),
         "UHO_STALL_SLOTS": str(settings.stall_slots),
         "UHO_ALERTS": json.dumps(alerts),
         "UHO_UI_URL": settings.ui_url,
