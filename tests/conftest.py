@@ -17,6 +17,13 @@ from uho_pipelines.warehouse import connect, migrate
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    """Keep a module's tests in one process, where several run: its servers are started once."""
+    for item in items:
+        if not any(item.iter_markers("xdist_group")):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @contextmanager
 def short_home() -> Iterator[Path]:
     """A folder whose path is short enough for a socket's, and that the server's user can pass when we are root."""

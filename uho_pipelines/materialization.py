@@ -7,7 +7,7 @@ Dagster: `assets.py` wraps this for runs, and whoever drives chunks otherwise ca
 import json
 import time
 import uuid
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,14 +15,24 @@ from functools import partial
 from typing import Any
 
 import psycopg
+import uho_native
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from uho_pipelines.ahead import one_ahead
 from uho_pipelines.archive import ArchiveClient, ArchiveStreamError, Checkpoint, Done
 from uho_pipelines.checks import Verdict, skip_rate
 from uho_pipelines.chunks import Chunk
 from uho_pipelines.decoding import Counts, decode, decoder_for, events_by_discriminator
 from uho_pipelines.errors import UhoError
-from uho_pipelines.lake import ChunkWriter, KeptPartsDifferError, Lake, LakeTakenError, Manifest, PartAlteredError
+from uho_pipelines.lake import (
+    ChunkWriter,
+    KeptPartsDifferError,
+    Lake,
+    LakeChunk,
+    LakeTakenError,
+    Manifest,
+    PartAlteredError,
+)
 from uho_pipelines.parquet import EventFiles, event_files
 from uho_pipelines.redaction import redact
 from uho_pipelines.registry import Program
@@ -39,6 +49,7 @@ from uho_pipelines.warehouse.ledger import (
     get_halt,
     set_halt,
 )
+from uho_pipelines.warehouse.load import ChunkLoad, Encoded
 
 APPLICATION = "uho pipelines"
 
@@ -266,13 +277,11 @@ def _load_events_once(
             with (
                 closing(EventFiles(event_files(settings), program, chunk, tables)) as files,
                 chunk_load(connection, plan, program, chunk, attempt) as load,
+                closing(one_ahead(_decoded(folder, decoder, program, load, files))) as batches,
             ):
-                for records in folder.batches():
-                    decoded = decode(decoder, program, records)
-                    load.write(decoded)
-                    files.write(decoded)
-                    counts.add(decoded.counts)
-                    slot = records.column("slot")[records.num_rows - 1].as_py() + 1
+                for slot, found, encoded in batches:
+                    load.copy(encoded)
+                    counts.add(found)
                     seconds = time.monotonic() - started
                     reporter.progress(
                         Progress(job_id, program.key, chunk.key, slot, counts.decoded, counts.undecodable, seconds)
@@ -294,6 +303,16 @@ def _load_events_once(
             fail_apart(url, program, chunk, attempt, "events", error, counts.as_json() if counts.records else None)
             raise
     return EventsOutcome(manifest, counts, verdict, result, time.monotonic() - started, indexes, written)
+
+
+def _decoded(
+    folder: LakeChunk, decoder: uho_native.Decoder, program: Program, load: ChunkLoad, files: EventFiles
+) -> "Iterator[tuple[int, uho_native.DecodeCounts, list[Encoded]]]":
+    """Decode what the lake has; yield a batch's first slot not done, its counts, and its rows ready for COPY."""
+    for records in folder.batches():
+        decoded = decode(decoder, program, records)
+        files.write(decoded)
+        yield records.column("slot")[records.num_rows - 1].as_py() + 1, decoded.counts, load.encode(decoded)
 
 
 class _Reading:

@@ -4,7 +4,7 @@ What belongs here: the transaction. Readers see the chunk as it was or as it wil
 was fenced, or that leaves without `commit`, changes nothing.
 
 A connection runs one COPY at a time and decoded batches interleave tables, so encoded rows are gathered per table and
-COPYed a few megabytes at a time. Memory is bounded by `GATHERED_BYTES` and one encoded piece, whatever the batches are.
+COPYed a few megabytes at a time. Memory is bounded by `GATHERED_BYTES` and what one decoded batch encodes to.
 """
 
 import uuid
@@ -87,8 +87,20 @@ class _Target:
     """Taken in all."""
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Rows of one table, encoded for COPY."""
+
+    target: _Target
+    pieces: tuple[bytes, ...]
+    rows: int
+
+
 class ChunkLoad:
-    """One chunk's transaction. `write` decoded batches in any order, then `commit` once."""
+    """One chunk's transaction. `write` decoded batches in any order, then `commit` once.
+
+    `write` is `encode`, which another thread may do for the next batch, and `copy`, which belongs to the transaction.
+    """
 
     def __init__(
         self, connection: Connection, plan: WarehousePlan, program: Program, chunk: Chunk, attempt: uuid.UUID
@@ -106,10 +118,29 @@ class ChunkLoad:
 
     def write(self, decoded: uho_native.Decoded) -> None:
         """Take one decoded batch: its tables' rows and its quarantined records."""
-        for index, batch in decoded.tables:
-            self._take(self._by_index[index], batch)
+        self.copy(self.encode(decoded))
+
+    def encode(self, decoded: uho_native.Decoded) -> list[Encoded]:
+        """Encode a decoded batch; the load stays as it is."""
+        batches = [(self._by_index[index], batch) for index, batch in decoded.tables]
         if decoded.quarantine.num_rows:
-            self._take(self._quarantine, quarantine_rows(self.program, decoded.quarantine))
+            batches.append((self._quarantine, quarantine_rows(self.program, decoded.quarantine)))
+        return [
+            Encoded(target, tuple(uho_native.encode_copy(piece) for piece in _pieces(batch)), batch.num_rows)
+            for target, batch in batches
+        ]
+
+    def copy(self, encoded: Iterable[Encoded]) -> None:
+        """Take encoded rows, and COPY those of each table of which enough have gathered."""
+        for one in encoded:
+            target = one.target
+            target.pieces.extend(one.pieces)
+            target.waiting += sum(map(len, one.pieces))
+            target.rows += one.rows
+            if target.waiting >= TABLE_BYTES:
+                self._copy(target)
+        if sum(target.waiting for target in self._targets()) >= GATHERED_BYTES:
+            self._copy_all()
 
     def commit(
         self, counts: Mapping[str, Any], records_digest: str, *, before: Callable[[], object] = lambda: None
@@ -182,17 +213,6 @@ class ChunkLoad:
         if rows != written:
             raise RowsMisplacedError(self.program.key, self.chunk, event, written, rows)
         return rows, digest
-
-    def _take(self, target: _Target, batch: pa.RecordBatch) -> None:
-        for piece in _pieces(batch):
-            encoded = uho_native.encode_copy(piece)
-            target.pieces.append(encoded)
-            target.waiting += len(encoded)
-            target.rows += piece.num_rows
-            if target.waiting >= TABLE_BYTES:
-                self._copy(target)
-        if sum(other.waiting for other in self._targets()) >= GATHERED_BYTES:
-            self._copy_all()
 
     def _targets(self) -> Iterator[_Target]:
         yield from self._by_index
