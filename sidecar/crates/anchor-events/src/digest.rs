@@ -4,7 +4,9 @@
 //! into batches, or on the parallelism that read them, and digests of disjoint ranges add up. Per row:
 //! the first 16 bytes, little endian, of SHA-256 over every column in schema order, each as its length
 //! (u32, little endian) and its value's bytes; a null is the length `0xFFFFFFFF` and nothing. Integers
-//! are little endian at their width, booleans one byte, lists of u16 their items in order.
+//! are little endian at their width, booleans one byte, lists of u16 their items in order. A batch may have the
+//! column `accounts` behind the record columns: it is hashed like the others where it is not null, and where it is
+//! null not at all, so that a record has one digest whether or not instructions were asked for beside it.
 
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{Int64Type, UInt8Type, UInt16Type, UInt32Type, UInt64Type};
@@ -14,7 +16,7 @@ use arrow_array::{
 use arrow_schema::DataType;
 use sha2::{Digest as _, Sha256};
 
-use crate::records::{RecordError, record_schema};
+use crate::records::{ACCOUNTS, RecordError, record_schema};
 
 const NULL_LENGTH: u32 = u32::MAX;
 
@@ -28,6 +30,7 @@ pub fn record_digest(batch: &RecordBatch) -> Result<u128, RecordError> {
 /// The digests of a batch's rows one by one, for callers who keep a sum per program.
 pub struct RowDigests<'a> {
     columns: Vec<Column<'a>>,
+    accounts: Option<Column<'a>>,
 }
 
 enum Column<'a> {
@@ -62,7 +65,18 @@ impl<'a> RowDigests<'a> {
             let column = Column::of(field.data_type(), batch.column(position).as_ref());
             columns.push(column.ok_or_else(mismatch)?);
         }
-        Ok(Self { columns })
+        let position = schema.fields().len();
+        let accounts = match found.fields().get(position) {
+            Some(field) if field.name() == ACCOUNTS => {
+                let column = Column::of(&DataType::Binary, batch.column(position).as_ref());
+                Some(column.ok_or_else(|| RecordError::Schema {
+                    position,
+                    expected: format!("{ACCOUNTS}: {}", DataType::Binary),
+                })?)
+            }
+            _ => None,
+        };
+        Ok(Self { columns, accounts })
     }
 
     /// The digest of one row.
@@ -70,6 +84,9 @@ impl<'a> RowDigests<'a> {
         let mut hasher = Sha256::new();
         for column in &self.columns {
             column.hash(row, &mut hasher);
+        }
+        if let Some(accounts) = self.accounts.as_ref().filter(|of| of.array().is_valid(row)) {
+            accounts.hash(row, &mut hasher);
         }
         let hash = hasher.finalize();
         let mut first = [0; 16];

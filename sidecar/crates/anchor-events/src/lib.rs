@@ -4,12 +4,15 @@
 //!
 //! * **Extraction** ([`records`]): a transaction's logs and inner instructions → the [`Record`]s of one
 //!   program → Arrow batches of the [record schema](record_schema), with an additive [digest](record_digest).
-//! * **Decoding** ([`decoding`]): record batches and a program's IDL versions → one Arrow table per event.
+//!   Where asked for, its [instructions](extract_instructions) are records too.
+//! * **Decoding** ([`decoding`]): record batches and a program's IDL versions → one Arrow table per event, and per
+//!   instruction.
 
 #![forbid(unsafe_code)]
 
 pub mod decoding;
 mod digest;
+mod instructions;
 mod log_stack;
 pub mod records;
 
@@ -18,8 +21,10 @@ pub use decoding::{
     Explanation, FieldBytes, FieldDescription, IdlError, IdlVersion,
 };
 pub use digest::{RowDigests, record_digest};
+pub use instructions::extract_instructions;
 pub use log_stack::InstructionPath;
 pub use records::{
     Address, CPI_EVENT_TAG, ExtractCounts, Extracted, InnerView, InstructionView, Record,
     RecordBatchBuilder, RecordError, Source, TransactionView, extract, record_schema,
+    record_schema_with_accounts,
 };

@@ -30,6 +30,8 @@ pub const CPI_EVENT_TAG: [u8; 8] = [0xe4, 0x45, 0xa5, 0x2e, 0x51, 0xcb, 0x9a, 0x
 pub struct InstructionView<'a> {
     /// Place of the program in the account keys.
     pub program_index: u8,
+    /// Places of the accounts given to it in the account keys, a byte each.
+    pub accounts: &'a [u8],
     /// Instruction data.
     pub data: &'a [u8],
 }
@@ -42,6 +44,8 @@ pub struct InnerView<'a> {
     pub top_level_index: u8,
     /// Place of the called program in the account keys.
     pub program_index: u8,
+    /// Places of the accounts given to it in the account keys, a byte each.
+    pub accounts: &'a [u8],
     /// Instruction data.
     pub data: &'a [u8],
 }
@@ -81,19 +85,25 @@ pub enum Source {
     Log = 0,
     /// A call of the program to itself.
     Cpi = 1,
+    /// Nothing said, but what the program was told: an instruction of its own.
+    Instruction = 2,
 }
 
-/// One thing a program said in one transaction.
+/// One thing a program said, or was told, in one transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Place among the program's records of the transaction: log records first, then CPI records.
+    /// Of what a program said: its place among the program's records of the transaction, log records first,
+    /// then CPI records. Of an instruction: its place among all instructions of the transaction, depth first.
     pub event_index: u32,
-    /// Log line or self-call.
+    /// Log line, self-call or instruction.
     pub source: Source,
-    /// The instruction that said it.
+    /// The instruction that said it, or the instruction itself.
     pub path: InstructionPath,
-    /// The bytes said: discriminator and fields, without the CPI tag.
+    /// The bytes said: discriminator and fields, without the CPI tag. Of an instruction: its data.
     pub payload: Vec<u8>,
+    /// Of an instruction: the 32 bytes of each account given to it, in order; none where one of them is not
+    /// among the transaction's keys. Of what was said: none.
+    pub accounts: Option<Vec<u8>>,
 }
 
 /// What was odd in a transaction. All zero in an ordinary one.
@@ -113,8 +123,10 @@ pub struct ExtractCounts {
     pub stack_mismatches: u32,
     /// Invocations in the log for which the transaction has no instruction at the expected place.
     pub path_mismatches: u32,
-    /// Inner instructions whose program lies outside the account keys.
+    /// Instructions whose program lies outside the account keys.
     pub unknown_programs: u32,
+    /// Instructions of the program with an account outside the account keys: what was given to them is not known.
+    pub unknown_accounts: u32,
 }
 
 impl ExtractCounts {
@@ -127,6 +139,7 @@ impl ExtractCounts {
         self.stack_mismatches += other.stack_mismatches;
         self.path_mismatches += other.path_mismatches;
         self.unknown_programs += other.unknown_programs;
+        self.unknown_accounts += other.unknown_accounts;
     }
 
     /// Whether anything was odd.
@@ -161,7 +174,7 @@ pub struct Extracted {
 /// let logs: Vec<&[u8]> = lines.iter().map(String::as_bytes).collect();
 /// let transaction = TransactionView {
 ///     slot: 1, tx_index: 0, epoch: 0, archive_offset: 59, signature: &[0; 64], block_time: None, failed: false,
-///     account_keys: &[program], instructions: &[InstructionView { program_index: 0, data: &[] }],
+///     account_keys: &[program], instructions: &[InstructionView { program_index: 0, accounts: &[], data: &[] }],
 ///     inner_instructions: &[], logs: Some(&logs),
 /// };
 /// let extracted = extract(&transaction, &program);
@@ -258,18 +271,7 @@ impl<'a> Extraction<'a> {
     }
 
     fn read_inner_instructions(&mut self, transaction: &TransactionView<'_>) {
-        let mut place = 0u16;
-        let mut top_level = None;
-        for inner in transaction.inner_instructions {
-            if top_level != Some(inner.top_level_index) {
-                top_level = Some(inner.top_level_index);
-                place = 0;
-            }
-            let path = InstructionPath {
-                top_level: u16::from(inner.top_level_index),
-                inner: Some(place),
-            };
-            place = place.saturating_add(1);
+        for (path, inner) in with_paths(transaction.inner_instructions) {
             let Some(called) = transaction
                 .account_keys
                 .get(usize::from(inner.program_index))
@@ -294,8 +296,29 @@ impl<'a> Extraction<'a> {
             source,
             path,
             payload,
+            accounts: None,
         });
     }
+}
+
+/// Recorded inner instructions with their paths.
+pub(crate) fn with_paths<'a, 'b>(
+    inner: &'b [InnerView<'a>],
+) -> impl Iterator<Item = (InstructionPath, &'b InnerView<'a>)> {
+    let mut place = 0u16;
+    let mut top_level = None;
+    inner.iter().map(move |inner| {
+        if top_level != Some(inner.top_level_index) {
+            top_level = Some(inner.top_level_index);
+            place = 0;
+        }
+        let path = InstructionPath {
+            top_level: u16::from(inner.top_level_index),
+            inner: Some(place),
+        };
+        place = place.saturating_add(1);
+        (path, inner)
+    })
 }
 
 /// Concatenates the base64 fields of a data line; none when one of them is not base64.
@@ -337,6 +360,17 @@ pub fn record_schema() -> SchemaRef {
     ]))
 }
 
+/// The name of the column that the schema of streams with instructions has behind the record columns.
+pub(crate) const ACCOUNTS: &str = "accounts";
+
+/// The record schema with one more column, `accounts`: of an instruction the 32 bytes of each account given to
+/// it, one behind the other; null where one of them is not known, and of what a program said.
+pub fn record_schema_with_accounts() -> SchemaRef {
+    let mut fields = record_schema().fields().to_vec();
+    fields.push(Arc::new(Field::new(ACCOUNTS, DataType::Binary, true)));
+    Arc::new(Schema::new(fields))
+}
+
 /// Why a record batch could not be built or read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -369,6 +403,8 @@ pub struct RecordBatchBuilder {
     truncated: BooleanBuilder,
     epoch: UInt32Builder,
     archive_offset: UInt64Builder,
+    /// Only where instructions are collected too.
+    accounts: Option<BinaryBuilder>,
     rows: usize,
     payload_bytes: usize,
 }
@@ -400,8 +436,17 @@ impl RecordBatchBuilder {
             truncated: BooleanBuilder::new(),
             epoch: UInt32Builder::new(),
             archive_offset: UInt64Builder::new(),
+            accounts: None,
             rows: 0,
             payload_bytes: 0,
+        }
+    }
+
+    /// An empty builder of batches that have the column `accounts`.
+    pub fn with_accounts() -> Self {
+        Self {
+            accounts: Some(BinaryBuilder::new()),
+            ..Self::new()
         }
     }
 
@@ -445,6 +490,10 @@ impl RecordBatchBuilder {
         self.archive_offset.append_value(transaction.archive_offset);
         self.rows += 1;
         self.payload_bytes += record.payload.len();
+        if let Some(accounts) = &mut self.accounts {
+            accounts.append_option(record.accounts.as_ref());
+            self.payload_bytes += record.accounts.as_ref().map_or(0, Vec::len);
+        }
         Ok(())
     }
 
@@ -452,7 +501,7 @@ impl RecordBatchBuilder {
     pub fn finish(&mut self) -> Result<RecordBatch, RecordError> {
         self.rows = 0;
         self.payload_bytes = 0;
-        let columns: Vec<ArrayRef> = vec![
+        let mut columns: Vec<ArrayRef> = vec![
             Arc::new(self.slot.finish()),
             Arc::new(self.tx_index.finish()),
             Arc::new(self.event_index.finish()),
@@ -467,6 +516,13 @@ impl RecordBatchBuilder {
             Arc::new(self.epoch.finish()),
             Arc::new(self.archive_offset.finish()),
         ];
-        Ok(RecordBatch::try_new(record_schema(), columns)?)
+        let Some(accounts) = &mut self.accounts else {
+            return Ok(RecordBatch::try_new(record_schema(), columns)?);
+        };
+        columns.push(Arc::new(accounts.finish()));
+        Ok(RecordBatch::try_new(
+            record_schema_with_accounts(),
+            columns,
+        )?)
     }
 }

@@ -111,6 +111,7 @@ fn said_by(transaction: &Value, programs: &[Address], odd: &mut ExtractCounts) -
         .iter()
         .map(|(program_index, data)| InstructionView {
             program_index: *program_index,
+            accounts: &[],
             data,
         })
         .collect();
@@ -119,6 +120,7 @@ fn said_by(transaction: &Value, programs: &[Address], odd: &mut ExtractCounts) -
         .map(|(top_level_index, program_index, data)| InnerView {
             top_level_index: *top_level_index,
             program_index: *program_index,
+            accounts: &[],
             data,
         })
         .collect();

@@ -46,6 +46,7 @@ fn run(
         .iter()
         .map(|program_index| InstructionView {
             program_index: *program_index,
+            accounts: &[],
             data: &[],
         })
         .collect();
@@ -54,6 +55,7 @@ fn run(
         .map(|(top_level_index, program_index, data)| InnerView {
             top_level_index: *top_level_index,
             program_index: *program_index,
+            accounts: &[],
             data,
         })
         .collect();
@@ -211,6 +213,7 @@ fn precompiles_leave_no_log_line_and_no_oddity() {
     five8::decode_32("Ed25519SigVerify111111111111111111111111111", &mut keys[2]).unwrap();
     let instructions = [2u8, 0, 2, 0].map(|program_index| InstructionView {
         program_index,
+        accounts: &[],
         data: &[],
     });
     let lines = [

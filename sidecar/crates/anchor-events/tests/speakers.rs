@@ -215,6 +215,7 @@ fn extracted(
         .iter()
         .map(|call| InstructionView {
             program_index: u8::try_from(call.program).unwrap(),
+            accounts: &[],
             data: &[],
         })
         .collect();
@@ -224,6 +225,7 @@ fn extracted(
         .map(|(top_level_index, program_index, data)| InnerView {
             top_level_index: *top_level_index,
             program_index: *program_index,
+            accounts: &[],
             data,
         })
         .collect();

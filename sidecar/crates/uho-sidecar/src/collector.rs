@@ -3,7 +3,7 @@
 
 use anchor_events::{
     ExtractCounts, InnerView, InstructionView, RecordBatchBuilder, RowDigests, TransactionView,
-    extract,
+    extract, extract_instructions,
 };
 use bytes::Bytes;
 use old_faithful::{Block, Certificate, MatchedTransaction, Pubkey};
@@ -42,8 +42,10 @@ pub(crate) struct Oddities {
     stack_mismatches: u64,
     /// Invocations without an instruction at the expected place.
     path_mismatches: u64,
-    /// Inner instructions that name a program outside the account keys.
+    /// Instructions that name a program outside the account keys.
     unknown_programs: u64,
+    /// Instructions asked for that were given an account outside the account keys.
+    unknown_accounts: u64,
     /// Matched transactions whose metadata has no log: they may have said things that are not recorded.
     without_log: u64,
 }
@@ -57,6 +59,7 @@ impl Oddities {
         self.stack_mismatches += u64::from(counts.stack_mismatches);
         self.path_mismatches += u64::from(counts.path_mismatches);
         self.unknown_programs += u64::from(counts.unknown_programs);
+        self.unknown_accounts += u64::from(counts.unknown_accounts);
     }
 
     /// Adds a later stretch.
@@ -68,6 +71,7 @@ impl Oddities {
         self.stack_mismatches += next.stack_mismatches;
         self.path_mismatches += next.path_mismatches;
         self.unknown_programs += next.unknown_programs;
+        self.unknown_accounts += next.unknown_accounts;
         self.without_log += next.without_log;
     }
 }
@@ -77,6 +81,8 @@ pub(crate) struct Collector {
     format: Format,
     include_failed: bool,
     programs: Vec<Pubkey>,
+    /// Of each program, whether its instructions are records too.
+    instructions: Vec<bool>,
     program_names: Vec<String>,
     builder: RecordBatchBuilder,
     /// For each row of the builder, whose record it is.
@@ -94,6 +100,7 @@ impl Collector {
             include_failed,
             program_names: programs.iter().map(base58).collect(),
             sent: vec![Sent::default(); programs.len()],
+            instructions: vec![false; programs.len()],
             programs,
             builder: RecordBatchBuilder::new(),
             row_programs: Vec::new(),
@@ -101,6 +108,17 @@ impl Collector {
             last_slot: None,
             oddities: Oddities::default(),
         }
+    }
+
+    /// Has the instructions of `programs` collected too; batches have the column `accounts` if there are any.
+    pub(crate) fn with_instructions_of(mut self, programs: &[Pubkey]) -> Self {
+        let asked = self.programs.iter().map(|own| programs.contains(own));
+        self.instructions = asked.collect();
+        if !programs.is_empty() {
+            self.format = self.format.with_instructions(true);
+            self.builder = RecordBatchBuilder::with_accounts();
+        }
+        self
     }
 
     /// The programs of the stream, in the order of the request.
@@ -145,7 +163,7 @@ impl Collector {
                 sent.records += 1;
                 sent.digest = sent.digest.wrapping_add(digests.row(row));
             }
-            if self.format == Format::Arrow {
+            if self.format != Format::Ndjson {
                 message = self.format.records(&batch)?;
             }
         }
@@ -179,6 +197,7 @@ impl Collector {
             .iter()
             .map(|instruction| InstructionView {
                 program_index: instruction.program_index,
+                accounts: &instruction.accounts,
                 data: &instruction.data,
             })
             .collect();
@@ -189,6 +208,7 @@ impl Collector {
                 group.instructions.iter().map(|inner| InnerView {
                     top_level_index: group.index,
                     program_index: inner.program_index,
+                    accounts: &inner.accounts,
                     data: &inner.data,
                 })
             })
@@ -219,7 +239,12 @@ impl Collector {
             let Some(program) = self.programs.get(usize::from(*place)) else {
                 continue;
             };
-            let extracted = extract(&view, program);
+            let mut extracted = extract(&view, program);
+            if self.instructions.get(usize::from(*place)) == Some(&true) {
+                let (records, counts) = extract_instructions(&view, program);
+                extracted.records.extend(records);
+                self.oddities.add(&counts);
+            }
             let sent = &mut self.sent[usize::from(*place)];
             sent.truncated += u64::from(extracted.truncated);
             let mut counts = extracted.counts;

@@ -27,6 +27,8 @@ pub(crate) enum Kind {
 pub(crate) enum Format {
     /// Arrow IPC: records, for the pipeline.
     Arrow,
+    /// The same, and what was given to the instructions among them.
+    ArrowWithAccounts,
     /// A JSON line per matched transaction, for people and other languages.
     Ndjson,
 }
@@ -48,10 +50,19 @@ impl Format {
         })
     }
 
+    /// The form of a stream that has instructions among its records, or of one that has none.
+    pub(crate) fn with_instructions(self, asked: bool) -> Self {
+        match self {
+            Self::Arrow | Self::ArrowWithAccounts if asked => Self::ArrowWithAccounts,
+            Self::Arrow | Self::ArrowWithAccounts => Self::Arrow,
+            Self::Ndjson => Self::Ndjson,
+        }
+    }
+
     /// The media type of the response.
     pub(crate) fn content_type(self) -> &'static str {
         match self {
-            Self::Arrow => "application/vnd.apache.arrow.stream",
+            Self::Arrow | Self::ArrowWithAccounts => "application/vnd.apache.arrow.stream",
             Self::Ndjson => "application/x-ndjson",
         }
     }
@@ -59,7 +70,10 @@ impl Format {
     /// What precedes everything else.
     pub(crate) fn opening(self) -> Result<Bytes, EncodeError> {
         match self {
-            Self::Arrow => Ok(arrow_stream::schema_message()?),
+            Self::Arrow => Ok(arrow_stream::schema_message(&arrow_stream::PLAIN)?),
+            Self::ArrowWithAccounts => {
+                Ok(arrow_stream::schema_message(&arrow_stream::WITH_ACCOUNTS)?)
+            }
             Self::Ndjson => Ok(Bytes::new()),
         }
     }
@@ -67,7 +81,11 @@ impl Format {
     /// A batch of records; NDJSON sends transactions instead.
     pub(crate) fn records(self, batch: &RecordBatch) -> Result<Bytes, EncodeError> {
         match self {
-            Self::Arrow => Ok(arrow_stream::record_message(batch)?),
+            Self::Arrow => Ok(arrow_stream::record_message(&arrow_stream::PLAIN, batch)?),
+            Self::ArrowWithAccounts => Ok(arrow_stream::record_message(
+                &arrow_stream::WITH_ACCOUNTS,
+                batch,
+            )?),
             Self::Ndjson => Ok(Bytes::new()),
         }
     }
@@ -75,19 +93,19 @@ impl Format {
     /// A control record; after `done` or `error` the stream is closed.
     pub(crate) fn control(self, kind: Kind, control: &Value) -> Result<Bytes, EncodeError> {
         let mut text = control.to_string();
-        match self {
-            Self::Arrow => {
-                let message = arrow_stream::control_message(kind, &text)?;
-                if matches!(kind, Kind::Done | Kind::Error) {
-                    return Ok([message, arrow_stream::end_of_stream()].concat().into());
-                }
-                Ok(message)
-            }
+        let schema = match self {
+            Self::Arrow => &arrow_stream::PLAIN,
+            Self::ArrowWithAccounts => &arrow_stream::WITH_ACCOUNTS,
             Self::Ndjson => {
                 text.push('\n');
-                Ok(text.into())
+                return Ok(text.into());
             }
+        };
+        let message = arrow_stream::control_message(schema, kind, &text)?;
+        if matches!(kind, Kind::Done | Kind::Error) {
+            return Ok([message, arrow_stream::end_of_stream()].concat().into());
         }
+        Ok(message)
     }
 }
 

@@ -22,10 +22,11 @@ use crate::ndjson::base58;
 use crate::request::{self, Fault};
 use crate::statistics::{CONFIDENCE, Interval, Mean, poisson};
 
-const FIELDS: [&str; 8] = [
+const FIELDS: [&str; 9] = [
     "network",
     "programIds",
     "programId",
+    "instructionProgramIds",
     "startSlot",
     "endSlot",
     "maxBytes",
@@ -52,6 +53,8 @@ pub(crate) struct EstimateRequest {
     /// Name of an archive this sidecar serves.
     pub(crate) network: String,
     programs: Vec<Pubkey>,
+    /// Those of `programs` whose instructions are records too.
+    instructions_of: Vec<Pubkey>,
     range: SlotRange,
     bytes_at_most: u64,
     precision: f64,
@@ -76,9 +79,11 @@ impl EstimateRequest {
                 .filter(|precision| (0.001..=1.0).contains(precision))
                 .ok_or_else(|| Fault::new("precision", "expected a number from 0.001 to 1"))?,
         };
+        let programs = request::programs(&fields)?;
         Ok(Self {
             network: request::network(&fields, networks)?,
-            programs: request::programs(&fields)?,
+            instructions_of: request::instructions_of(&fields, &programs)?,
+            programs,
             range: request::range(&fields)?,
             bytes_at_most,
             precision,
@@ -220,7 +225,7 @@ pub(crate) async fn estimate(
     draws
         .programs
         .resize_with(request.programs.len(), OfProgram::default);
-    let mut shown = Shown::new(&request.programs)?;
+    let mut shown = Shown::new(&request.programs, &request.instructions_of)?;
     let mut ended_by = "precision";
     while sampler.bytes() > 0 && !draws.is_precise(request.precision) {
         let place = sampler.draw().await?;
@@ -329,10 +334,12 @@ struct Shown {
 }
 
 impl Shown {
-    fn new(programs: &[Pubkey]) -> Result<Self, ApiError> {
+    fn new(programs: &[Pubkey], instructions_of: &[Pubkey]) -> Result<Self, ApiError> {
+        let format = Format::Arrow.with_instructions(!instructions_of.is_empty());
         Ok(Self {
-            collector: Collector::new(Format::Arrow, programs.to_vec(), true),
-            stream: Format::Arrow.opening()?.to_vec(),
+            collector: Collector::new(format, programs.to_vec(), true)
+                .with_instructions_of(instructions_of),
+            stream: format.opening()?.to_vec(),
             records: 0,
         })
     }

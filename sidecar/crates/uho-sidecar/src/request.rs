@@ -18,10 +18,11 @@ const JOB_ID_AT_MOST: usize = 64;
 /// Longer text is no address; measuring its base58 exactly would cost time for nothing.
 const ADDRESS_TEXT_AT_MOST: usize = 88;
 
-const FIELDS: [&str; 9] = [
+const FIELDS: [&str; 10] = [
     "network",
     "programIds",
     "programId",
+    "instructionProgramIds",
     "startSlot",
     "endSlot",
     "includeFailed",
@@ -56,6 +57,8 @@ pub(crate) struct BackfillRequest {
     pub(crate) network: String,
     /// Programs, without duplicates, in the order of the request.
     pub(crate) programs: Vec<Pubkey>,
+    /// Those of `programs` whose instructions are records too.
+    pub(crate) instructions_of: Vec<Pubkey>,
     /// Slots to read.
     pub(crate) range: SlotRange,
     /// Whether records of failed transactions are sent.
@@ -89,9 +92,11 @@ impl BackfillRequest {
                 format!("must be between 1 and {SLOTS_PER_EPOCH}, got {checkpoint_slots}"),
             ));
         }
+        let programs = programs(&fields)?;
         Ok(Self {
             network: network(&fields, networks)?,
-            programs: programs(&fields)?,
+            instructions_of: instructions_of(&fields, &programs)?,
+            programs,
             range,
             include_failed: boolean(&fields, "includeFailed")?.unwrap_or(false),
             job_id: job_id(&fields)?,
@@ -183,6 +188,37 @@ pub(crate) fn programs(fields: &Map<String, Value>) -> Result<Vec<Pubkey>, Fault
             format!("expected an array, got {}", kind(other)),
         )),
     }
+}
+
+/// Programs whose instructions are asked for: none unless the request says so.
+pub(crate) fn instructions_of(
+    fields: &Map<String, Value>,
+    programs: &[Pubkey],
+) -> Result<Vec<Pubkey>, Fault> {
+    const NAME: &str = "instructionProgramIds";
+    let asked = match present(fields, NAME) {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(asked)) => asked,
+        Some(other) => {
+            return Err(Fault::new(
+                NAME,
+                format!("expected an array, got {}", kind(other)),
+            ));
+        }
+    };
+    let mut found = Vec::with_capacity(asked.len());
+    for (place, one) in asked.iter().enumerate() {
+        let field = format!("{NAME}[{place}]");
+        let program = address(one, &field)?;
+        if !programs.contains(&program) {
+            return Err(Fault::new(field, "is none of the programs asked for"));
+        }
+        if found.contains(&program) {
+            return Err(Fault::new(field, "is there twice"));
+        }
+        found.push(program);
+    }
+    Ok(found)
 }
 
 fn address(value: &Value, field: &str) -> Result<Pubkey, Fault> {
@@ -357,6 +393,18 @@ mod tests {
                 json!({"programId": none, "programIds": other}),
                 "programIds: expected an array, got text",
             ),
+            (
+                json!({"instructionProgramIds": PROGRAM}),
+                "instructionProgramIds: expected an array, got text",
+            ),
+            (
+                json!({"instructionProgramIds": [PROGRAM, other]}),
+                "instructionProgramIds[1]: is none of the programs asked for",
+            ),
+            (
+                json!({"instructionProgramIds": [PROGRAM, PROGRAM]}),
+                "instructionProgramIds[1]: is there twice",
+            ),
             (json!({"startSlot": 20}), "startSlot: must be below endSlot"),
             (
                 json!({"startSlot": -1}),
@@ -426,6 +474,7 @@ mod tests {
         let request = parse(&json!({})).unwrap();
         assert_eq!((request.range.start, request.range.end), (10, 20));
         assert!(!request.include_failed);
+        assert!(request.instructions_of.is_empty());
         assert_eq!(request.checkpoint_slots, 1000);
         assert_eq!(request.verify, Verify::Full);
         assert_eq!(request.job_id.len(), 36);

@@ -103,6 +103,11 @@ pub(crate) fn start<S>(scan: S, request: BackfillRequest, job: Job, options: Str
 where
     S: Stream<Item = Scanned> + Send + 'static,
 {
+    let asked = !request.instructions_of.is_empty();
+    let options = StreamOptions {
+        format: options.format.with_instructions(asked),
+        ..options
+    };
     let (sender, receiver) = mpsc::channel(MESSAGES_AHEAD);
     let counted = (Arc::clone(&job.progress), options.metrics.clone());
     tokio::spawn(supervise(scan, request, job, options, sender));
@@ -287,7 +292,8 @@ async fn run<S>(
 where
     S: Stream<Item = Scanned>,
 {
-    let mut collector = Collector::new(format, request.programs, request.include_failed);
+    let mut collector = Collector::new(format, request.programs, request.include_failed)
+        .with_instructions_of(&request.instructions_of);
     let mut scan = pin!(scan);
     let mut proof = Proof::default();
     loop {
