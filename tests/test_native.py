@@ -197,6 +197,18 @@ def test_decoded_batches_have_the_tables_schema_and_encode():
             }
         ],
         "fallback": [],
+        "instructions": dict.fromkeys(
+            (
+                "records",
+                "failed_left_out",
+                "foreign",
+                "decoded",
+                "undecodable",
+                "short_of_accounts",
+                "unknown_accounts",
+            ),
+            0,
+        ),
     }
     assert uho_native.encode_copy(rows)
     assert uho_native.encode_copy(decoded.quarantine)

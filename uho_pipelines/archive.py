@@ -124,9 +124,13 @@ class ArchiveClient:
         start: int,
         end: int,
         *,
+        instructions_of: Sequence[str] = (),
         waiting: Callable[[ArchiveStreamError], None] = lambda _: None,
     ) -> Generator[ArchiveStream]:
         """Begin the stream of the slots `[start, end)`; leaving the block closes the socket, which ends the job there.
+
+        The instructions of `instructions_of`, some of the programs, are records too; batches have the column
+        `accounts` then.
 
         A refusal that can pass (every place taken, sidecar not up yet) is tried again for two minutes, each time after
         `waiting` was told. Once the stream has begun nothing is repeated here: the caller knows what it has kept.
@@ -144,6 +148,7 @@ class ArchiveClient:
             "includeFailed": True,
             "checkpointSlots": self.settings.network(network).checkpoint_slots,
             "verify": self.settings.network(network).verify,
+            **({"instructionProgramIds": list(instructions_of)} if instructions_of else {}),
         }
         with self._session() as session:
             begin = Retrying(
@@ -157,7 +162,8 @@ class ArchiveClient:
             )
             response = begin(self._ask, session, "POST", "/backfill", body=body, accept=ARROW_STREAM)
             try:
-                yield ArchiveStream(response.headers.get("Uho-Job-Id", ""), _items(response, start, end))
+                items = _items(response, start, end, accounts=bool(instructions_of))
+                yield ArchiveStream(response.headers.get("Uho-Job-Id", ""), items)
             finally:
                 response.close()
 
@@ -184,6 +190,7 @@ class ArchiveClient:
         bytes_at_most: int,
         precision: float,
         seed: int = 0,
+        instructions_of: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Return what a backfill of the slots `[start, end)` would find, from a sample; see `estimate.py`.
 
@@ -198,6 +205,7 @@ class ArchiveClient:
             "maxBytes": bytes_at_most,
             "precision": precision,
             "seed": seed,
+            **({"instructionProgramIds": list(instructions_of)} if instructions_of else {}),
         }
         with self._session() as session, self._ask(session, "POST", "/estimate", body=body) as response:
             try:
@@ -251,12 +259,14 @@ def archive_tip(settings: Settings, network: str, first_epoch: int) -> int | Non
 
 
 def record_batch(columns: Sequence[pa.Array]) -> pa.RecordBatch:
-    """Return a batch of the record schema from columns that may come as nullable.
+    """Return a batch of the record schema, with `accounts` if there are as many columns, from ones that come nullable.
 
     Raises:
         ValueError: a column that cannot be null has nulls.
     """
     schema = uho_native.record_schema()
+    if len(columns) > len(schema):
+        schema = uho_native.record_schema(accounts=True)
     for field, column in zip(schema, columns, strict=True):
         if not field.nullable and column.null_count:
             raise ValueError(f"column {field.name} has nulls")
@@ -270,15 +280,18 @@ def read_records_stream(data: bytes) -> Iterator[pa.RecordBatch]:
         ValueError: it has another schema, or nulls where records have none. `pa.ArrowInvalid`: it is no stream.
     """
     reader = pa.ipc.open_stream(data)
-    if not reader.schema.equals(stream_schema()):
+    if not any(reader.schema.equals(stream_schema(accounts=accounts)) for accounts in (False, True)):
         raise ValueError("another schema than this version reads")
     for batch in reader:
         yield record_batch(batch.columns[1:-1])
 
 
-def stream_schema() -> pa.Schema:
-    """Return the schema of the sidecar's Arrow stream: kind, the record columns (all nullable), control."""
-    fields = [field.with_nullable(True) for field in uho_native.record_schema()]
+def stream_schema(*, accounts: bool = False) -> pa.Schema:
+    """Return the schema of the sidecar's Arrow stream: kind, the record columns (all nullable), control.
+
+    A stream with instructions among its records has `accounts` behind the record columns.
+    """
+    fields = [field.with_nullable(True) for field in uho_native.record_schema(accounts=accounts)]
     return pa.schema([pa.field("kind", pa.uint8(), nullable=False), *fields, pa.field("control", pa.string())])
 
 
@@ -291,13 +304,13 @@ def _refusal(response: requests.Response) -> ArchiveStreamError:
         return ArchiveStreamError(f"http_{response.status_code}", "the sidecar refused without saying why")
 
 
-def _items(response: requests.Response, start: int, end: int) -> Iterator[StreamItem]:
+def _items(response: requests.Response, start: int, end: int, *, accounts: bool) -> Iterator[StreamItem]:
     """Yield what the stream holds, checked against the protocol as it comes."""
     progress = _Progress(start, end)
     try:
         # pyarrow asks for exactly the bytes of the next message part, so that no buffer holds back a checkpoint.
         reader = pa.ipc.open_stream(pa.PythonFile(response.raw, mode="r"))
-        if not reader.schema.equals(stream_schema()):
+        if not reader.schema.equals(stream_schema(accounts=accounts)):
             raise ArchiveStreamError(
                 "stream_malformed",
                 "the sidecar's stream has another schema than this version reads",

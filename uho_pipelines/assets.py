@@ -163,7 +163,7 @@ def records_asset(settings: Settings, group: ScanGroup) -> dg.AssetsDefinition:
             group_name=program.name,
             owners=[f"team:{program.owner}"],
             kinds={"solana", "parquet"},
-            code_version=f"records-{SCHEMA_VERSION}",
+            code_version=f"records-{SCHEMA_VERSION}{'-instructions' if program.instructions else ''}",
             description=f"What {program.name} said, as Parquet with a certificate that nothing is missing.",
             metadata=_program_metadata(program),
         )

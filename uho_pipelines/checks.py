@@ -17,8 +17,9 @@ import uho_native
 
 from uho_pipelines.archive import Certificate
 from uho_pipelines.chunks import Chunk
-from uho_pipelines.decoding import Counts, Unexplained
+from uho_pipelines.decoding import INSTRUCTION_REASON, Counts, Unexplained
 from uho_pipelines.integrity.outcome import IntegrityOutcome, NotChecked
+from uho_pipelines.warehouse.naming import INSTRUCTION
 
 COMPLETENESS = "completeness"
 SKIP_RATE = "skip_rate"
@@ -139,14 +140,16 @@ def skip_rate(counts: Counts, events: Mapping[str, str]) -> Verdict:
     """Return whether a chunk's records decoded; `events` maps discriminators (hexadecimal) to event names.
 
     The rate is taken after twins are folded and failed transactions left out; foreign records are in neither side.
+    Instructions have a rate of their own, which warns and never fails: programs have instructions that are none of
+    Anchor's and in no IDL, and they must neither halt the events nor hide that events stopped decoding.
     """
-    total = counts.decoded + counts.undecodable
+    total = counts.events_decoded + counts.events_undecodable
     verdict = Verdict(
         metadata={
             "skip rate": counts.skip_rate,
-            "decoded": counts.decoded,
-            "undecodable": counts.undecodable,
-            "foreign": counts.foreign,
+            "decoded": counts.events_decoded,
+            "undecodable": counts.events_undecodable,
+            "foreign": counts.foreign - counts.instructions.foreign,
             "by event and IDL version": table_metadata(
                 {"event": event, "IDL version": idl, "rows": count}
                 for (event, idl), count in counts.decoded_by.most_common()
@@ -165,7 +168,7 @@ def skip_rate(counts: Counts, events: Mapping[str, str]) -> Verdict:
             for (discriminator, reason), count in counts.undecodable_by.most_common()
         )
     if counts.skip_rate > WARN_ABOVE:
-        found = f"{counts.undecodable:,} of {total:,} records ({counts.skip_rate:.1%}) decode by no IDL version"
+        found = f"{counts.events_undecodable:,} of {total:,} records ({counts.skip_rate:.1%}) decode by no IDL version"
         if counts.skip_rate > FAIL_ABOVE and total >= RECORDS_TO_FAIL:
             verdict.errors.append(
                 f"{found}: the IDL is not this program's, or it changed. Add the IDL version in force at these slots "
@@ -175,9 +178,10 @@ def skip_rate(counts: Counts, events: Mapping[str, str]) -> Verdict:
             verdict.warnings.append(f"{found}: the IDL may have changed. See uho.quarantine.")
     for event, decoded, undecodable in _dying_events(counts, events):
         verdict.warnings.append(
-            f"Event {event}: {undecodable:,} of {decoded + undecodable:,} records decode by no IDL version. "
+            f"{_called(event)}: {undecodable:,} of {decoded + undecodable:,} records decode by no IDL version. "
             "Its layout may have changed."
         )
+    _instructions(counts, verdict)
     if verdict.text:
         verdict.warnings.extend(version_hints(counts, events))
     if counts.fallbacks:
@@ -198,6 +202,37 @@ def skip_rate(counts: Counts, events: Mapping[str, str]) -> Verdict:
             for (event, idl, discriminator), fallback in sorted(counts.fallbacks.items())
         )
     return verdict
+
+
+def _instructions(counts: Counts, verdict: Verdict) -> None:
+    """Add what became of a chunk's instructions."""
+    found = counts.instructions
+    if not found.records:
+        return
+    verdict.metadata |= {
+        "instructions": found.records,
+        "instructions decoded": found.decoded,
+        "instructions undecodable": found.undecodable,
+        "instructions foreign": found.foreign,
+        "instructions of failed transactions left out": found.failed_left_out,
+        "instructions short of accounts": found.short_of_accounts,
+        "instructions with unknown accounts": found.unknown_accounts,
+        "instructions skip rate": found.skip_rate,
+    }
+    if found.skip_rate > WARN_ABOVE:
+        verdict.warnings.append(
+            f"{found.undecodable:,} of {found.decoded + found.undecodable:,} instructions ({found.skip_rate:.1%}) "
+            "decode by no IDL version: the IDL may have changed, or lack some. See uho.quarantine, source instruction."
+        )
+    if found.short_of_accounts:
+        verdict.warnings.append(
+            f"{found.short_of_accounts:,} instructions were given fewer accounts than any IDL version that reads them "
+            "demands; the columns of the others are null. The IDL version in force may be missing."
+        )
+    if found.unknown_accounts:
+        verdict.warnings.append(
+            f"{found.unknown_accounts:,} instructions have accounts that cannot be resolved: theirs are null."
+        )
 
 
 def integrity(outcome: IntegrityOutcome | NotChecked) -> Verdict:
@@ -265,13 +300,14 @@ def certificate_table(certificate: Certificate) -> dg.TableMetadataValue:
 
 
 def version_hints(counts: Counts, events: Mapping[str, str]) -> list[str]:
-    """Return, most records first, which discriminators another IDL version would have to explain, and since when."""
+    """Return which discriminators another IDL version would have to explain, and since when: events first."""
     return [
         f"Another IDL version is needed for {events.get(discriminator, 'an event that no version has')} "
         f"({discriminator}): {counts.undecodable_by[discriminator, reason]:,} records since slot {found.first_slot} "
         f"(to {found.last_slot} here), {found.bytes} bytes unexplained ({reason})."
         for (discriminator, reason), found in sorted(
-            counts.unexplained.items(), key=lambda item: -counts.undecodable_by[item[0]]
+            counts.unexplained.items(),
+            key=lambda item: (item[0][1].startswith(INSTRUCTION_REASON), -counts.undecodable_by[item[0]]),
         )[:HINTS_SHOWN]
     ]
 
@@ -308,6 +344,12 @@ def _cell(text: str) -> str:
     """Return text that Markdown shows as it is, in one cell of a table."""
     plain = re.sub(r"\s+", " ", "".join(letter if letter.isprintable() else " " for letter in text))
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&-])", r"\\\1", plain)
+
+
+def _called(event: str) -> str:
+    if event.startswith(INSTRUCTION):
+        return f"Instruction {event.removeprefix(INSTRUCTION)}"
+    return f"Event {event}"
 
 
 def _dying_events(counts: Counts, events: Mapping[str, str]) -> list[tuple[str, int, int]]:

@@ -4,12 +4,10 @@ What belongs here: making and keeping decoders, and adding up counts. What a pay
 business, where rows go is the warehouse's.
 """
 
-import hashlib
 import importlib.metadata
-import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -20,10 +18,13 @@ from uho_pipelines.registry import PROGRAM_FILE, Program, ProgramFault, ProgramR
 DECODER_VERSION = importlib.metadata.version("uho-native")
 """The native module's version; another one may decode the same records to other rows."""
 
-SOURCES = ("log", "cpi")
-"""How a program said a record, in tables; a record's `source` is the place in this list."""
+SOURCES = ("log", "cpi", "instruction")
+"""How a program said a record, or that it was told, in tables; a record's `source` is the place in this list."""
 
-_decoders: dict[tuple[str, str, bool], uho_native.Decoder] = {}
+INSTRUCTION_REASON = "instruction_"
+"""The codes of instructions that no IDL version decodes begin so."""
+
+_decoders: dict[tuple[str, str, bool, bool], uho_native.Decoder] = {}
 
 
 def decoder_for(program: Program) -> uho_native.Decoder:
@@ -32,11 +33,13 @@ def decoder_for(program: Program) -> uho_native.Decoder:
     Raises:
         ProgramRefusedError: an IDL cannot be used.
     """
-    key = (program.program_id, program.idl_hash, program.bytea)
+    key = (program.program_id, program.idl_hash, program.bytea, program.instructions)
     if key not in _decoders:
         versions = [(version.from_slot, version.label, version.json) for version in program.idls]
         try:
-            _decoders[key] = uho_native.Decoder(program.id_bytes, versions, bytea=program.bytea)
+            _decoders[key] = uho_native.Decoder(
+                program.id_bytes, versions, bytea=program.bytea, instructions=program.instructions
+            )
         except uho_native.IdlError as error:
             fault = ProgramFault(f"{program.name}/{PROGRAM_FILE}", "idls", str(error))
             raise ProgramRefusedError(fault) from None
@@ -54,18 +57,8 @@ def code_version(program: Program) -> str:
 
 
 def events_by_discriminator(program: Program) -> dict[str, str]:
-    """Return `{discriminator (hexadecimal): event}` of all IDL versions.
-
-    A discriminator is the one that is stated, else Anchor's: the first 8 bytes of SHA-256 of `event:<Name>`.
-    """
-    events: dict[str, str] = {}
-    for version in program.idls:
-        document = json.loads(version.json.decode("utf-8-sig"))
-        for event in document.get("events") or []:
-            stated = event.get("discriminator")
-            computed = hashlib.sha256(f"event:{event['name']}".encode()).digest()[:8]
-            events[(bytes(stated) if stated else computed).hex()] = event["name"]
-    return events
+    """Return `{discriminator (hexadecimal): event}` of all IDL versions, and `instruction:<name>` where asked for."""
+    return {described["discriminator"]: described["event"] for described in decoder_for(program).describe()}
 
 
 @dataclass
@@ -100,6 +93,33 @@ class Unexplained:
 
 
 @dataclass
+class InstructionCounts:
+    """What of a chunk's counts are instructions, and how many rows of theirs lack accounts.
+
+    Short are those that were given fewer accounts than any IDL version that reads their data demands; unknown, those
+    with an account that the transaction's metadata does not resolve.
+    """
+
+    records: int = 0
+    failed_left_out: int = 0
+    foreign: int = 0
+    decoded: int = 0
+    undecodable: int = 0
+    short_of_accounts: int = 0
+    unknown_accounts: int = 0
+
+    @property
+    def skip_rate(self) -> float:
+        """Undecodable ÷ (decoded + undecodable) of instructions alone; 0 when there is neither."""
+        return self.undecodable / max(1, self.decoded + self.undecodable)
+
+    def add(self, counts: "uho_native.InstructionCounts | Mapping[str, int]") -> None:
+        """Add those of one decoded batch, or those that `as_json` kept."""
+        for name, count in dict(counts).items():
+            setattr(self, name, getattr(self, name) + count)
+
+
+@dataclass
 class Counts:
     """What became of a chunk's records: each is a twin, left out as failed, foreign, decoded or undecodable."""
 
@@ -117,11 +137,27 @@ class Counts:
     """Of the same records, by the same keys."""
     fallbacks: dict[tuple[str, str, str], Fallback] = field(default_factory=dict[tuple[str, str, str], Fallback])
     """By event, IDL version and discriminator (hexadecimal)."""
+    instructions: InstructionCounts = field(default_factory=InstructionCounts)
+    """What of all this are instructions; the rest are events."""
+
+    @property
+    def events_decoded(self) -> int:
+        """Decoded records that are events."""
+        return self.decoded - self.instructions.decoded
+
+    @property
+    def events_undecodable(self) -> int:
+        """Undecodable records that are events."""
+        return self.undecodable - self.instructions.undecodable
 
     @property
     def skip_rate(self) -> float:
-        """Undecodable ÷ (decoded + undecodable); 0 when there is neither."""
-        return self.undecodable / max(1, self.decoded + self.undecodable)
+        """Undecodable ÷ (decoded + undecodable) of events alone; 0 when there is neither.
+
+        Instructions have a rate of their own: so many that decode would hide events that do not, and programs have
+        instructions that are none of Anchor's.
+        """
+        return self.events_undecodable / max(1, self.events_decoded + self.events_undecodable)
 
     def rows_by_event(self) -> dict[str, int]:
         """Return decoded rows by event."""
@@ -152,6 +188,8 @@ class Counts:
             kept.first_slot = min(kept.first_slot, used["first_slot"])
             kept.last_slot = max(kept.last_slot, used["last_slot"])
             kept.count += used["count"]
+        # Counts that were kept before there were instructions have none.
+        self.instructions.add(counts.get("instructions") or {})
 
     def _place(self, kind: tuple[str, str]) -> dict[str, int]:
         found = self.unexplained.get(kind)
@@ -191,4 +229,5 @@ class Counts:
                 }
                 for (event, idl, discriminator), fallback in sorted(self.fallbacks.items())
             ],
+            **({"instructions": asdict(self.instructions)} if self.instructions.records else {}),
         }

@@ -175,8 +175,15 @@ def estimate_program(
     end = last + 1 if last is not None else client.tip(program.network, start // SLOTS_PER_EPOCH) or start
     if start >= end:
         raise NothingToEstimateError(program.key, start, end)
+    ids = [program.program_id]
     answer = client.estimate(
-        program.network, [program.program_id], start, end, bytes_at_most=megabytes << 20, precision=precision
+        program.network,
+        ids,
+        start,
+        end,
+        bytes_at_most=megabytes << 20,
+        precision=precision,
+        instructions_of=ids if program.instructions else [],
     )
     try:
         return _complete(program, answer)

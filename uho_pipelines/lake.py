@@ -38,6 +38,10 @@ ROW_GROUP_BYTES = 32 * 1024 * 1024
 NO_RECORDS = "0" * 32
 """The digest of no records."""
 
+WITHOUT_INSTRUCTIONS = (
+    "the lake has its events alone, and program.yaml asks for instructions too: the archive is needed again"
+)
+
 Say = Callable[[str], None]
 
 
@@ -128,6 +132,8 @@ class Manifest(_Model):
     end_slot: int
     checkpoint_slots: int
     verify: Literal["full", "matched", "off"]
+    instructions: bool = False
+    """Whether the program's instructions are among the records; manifests from before there were any do not say."""
     attempt: str
     """The attempt that wrote last; an older one that finds another id here ends."""
     stretches: list[Stretch] = Field(default_factory=list[Stretch])
@@ -221,6 +227,8 @@ class LakeChunk:
         if not manifest.complete:
             reason = f"the lake has its records only up to slot {manifest.position}"
             raise RecordsMissingError(self.program.key, self.chunk, reason)
+        if self.program.instructions and not manifest.instructions:
+            raise RecordsMissingError(self.program.key, self.chunk, WITHOUT_INSTRUCTIONS)
         return manifest
 
     def write_manifest(self, manifest: Manifest) -> None:
@@ -272,7 +280,8 @@ class LakeChunk:
             raise self._altered(name, f"it has {size:,} bytes, written were {stretch.bytes:,}")
         try:
             with self.files.open(path) as source, pq.ParquetFile(source) as parquet:
-                if not parquet.schema_arrow.equals(uho_native.record_schema()):
+                schemas = (uho_native.record_schema(accounts=accounts) for accounts in (False, True))
+                if not any(parquet.schema_arrow.equals(schema) for schema in schemas):
                     raise self._altered(name, "its columns are no record's")
                 for index in range(parquet.num_row_groups):
                     for batch in parquet.read_row_group(index).combine_chunks().to_batches():
@@ -311,6 +320,7 @@ class ChunkWriter:
             end_slot=self.chunk.end,
             checkpoint_slots=network.checkpoint_slots,
             verify=network.verify,
+            instructions=self.program.instructions,
             attempt=attempt,
         )
         self.stream_start = self.position = self.chunk.start
@@ -351,6 +361,10 @@ class ChunkWriter:
         equal: Any = getattr(pc, "equal")  # noqa: B009
         own = equal(records.column("program"), pa.scalar(self.program.id_bytes, pa.binary(32)))
         batch = records if own.true_count == records.num_rows else records.filter(own)
+        columns = len(uho_native.record_schema(accounts=self.program.instructions))
+        if batch.num_columns > columns:
+            # The stream is shared with a program whose instructions are asked for; this one's accounts are null.
+            batch = batch.select(batch.schema.names[:columns])
         self._part.take(batch, keep=self.position >= self.manifest.position)
         return batch.num_rows
 
@@ -424,6 +438,12 @@ class ChunkWriter:
             return "as was asked for"
         if kept.damaged is not None:
             return f"{kept.damaged} was found altered"
+        if kept.instructions != self.manifest.instructions:
+            had, asked = (
+                "events and instructions" if both else "events"
+                for both in (kept.instructions, self.program.instructions)
+            )
+            return f"its records are {had}, and program.yaml asks for {asked}"
         for name in ("verify", "checkpoint_slots"):
             before, now = getattr(kept, name), getattr(self.manifest, name)
             if before != now:

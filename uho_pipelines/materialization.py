@@ -385,10 +385,15 @@ class _Reading:
         for writer in self.writers.values():
             writer.restart(start)
         first = next(iter(self.writers.values())).program
-        program_ids = [writer.program.program_id for writer in self.writers.values()]
+        programs = [writer.program for writer in self.writers.values()]
         waiting = self.reporter.notice
         with self.client.stream(
-            first.network, program_ids, start, self.chunk.end, waiting=lambda error: waiting(f"{error}; asking again")
+            first.network,
+            [program.program_id for program in programs],
+            start,
+            self.chunk.end,
+            instructions_of=[program.program_id for program in programs if program.instructions],
+            waiting=lambda error: waiting(f"{error}; asking again"),
         ) as stream:
             for outcome in self.outcomes.values():
                 outcome.job_id = stream.job_id

@@ -70,7 +70,9 @@ def preview_program(settings: Settings, program: Program, slot: int, slots: int,
     tables = decoder.tables()
     plan, ddl = dry_run(program, tables)
     preview = Preview(program.key, slot, slot + slots, {table.name: [] for table in tables}, ddl=ddl)
-    with ArchiveClient(settings).stream(program.network, [program.program_id], slot, slot + slots) as stream:
+    ids = [program.program_id]
+    asked = ids if program.instructions else []
+    with ArchiveClient(settings).stream(program.network, ids, slot, slot + slots, instructions_of=asked) as stream:
         for item in stream:
             if isinstance(item, Checkpoint | Done):
                 continue

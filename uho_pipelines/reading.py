@@ -28,8 +28,6 @@ from uho_pipelines.warehouse.naming import FLAG_COLUMNS
 FETCHED_ROWS = 10_000
 """Rows fetched from Postgres at a time."""
 
-KEY = ("slot", "tx_index", "event_index")
-
 
 class UnknownEventError(UhoError):
     """An event that a program's IDLs do not have, or that was never loaded."""
@@ -73,7 +71,7 @@ def read_events(
 
     Args:
         program: The program's folder name, or network/owner/name.
-        event: The event's name as in the IDL.
+        event: The event's name as in the IDL, or its table's name; of an instruction its table's name, `ix_<name>`.
         from_slot: First slot wanted.
         to_slot: Last slot wanted, inclusive.
         columns: The columns wanted, called as in Postgres; None: all.
@@ -89,6 +87,8 @@ def read_events(
     slots = (from_slot or 0, SLOT_LIMIT if to_slot is None else to_slot + 1)
     with connect(warehouse_of(settings), application_name="uho read_events") as connection:
         plans = read_plan(connection, registered).tables
+        # A table's name is as good as what the IDL calls its event: nobody says `instruction:swap` for ix_swap.
+        event = next((name for name, plan in plans.items() if event not in plans and plan.name == event), event)
         if event not in plans:
             raise UnknownEventError(registered.key, event, sorted(plans))
         plan = plans[event]
@@ -101,7 +101,7 @@ def read_events(
             table = _from_postgres(connection, plan, schema, wanted, slots)
         else:
             files = _current_files(settings, connection, registered, event, plan, slots)
-            table = _from_parquet(settings, files, schema, wanted, slots)
+            table = _from_parquet(settings, files, plan.key, schema, wanted, slots)
     return _frame(table, schema)
 
 
@@ -137,9 +137,10 @@ def _schema(program: Program, event: str, plan: TablePlan) -> pa.Schema:
 def _from_postgres(
     connection: Connection, plan: TablePlan, schema: pa.Schema, columns: Sequence[str], slots: tuple[int, int]
 ) -> pa.Table:
-    query = sql.SQL("SELECT {} FROM {} WHERE slot >= %s AND slot < %s ORDER BY slot, tx_index, event_index").format(
+    query = sql.SQL("SELECT {} FROM {} WHERE slot >= %s AND slot < %s ORDER BY {}").format(
         sql.SQL(", ").join(_selected(schema.field(column)) for column in columns),
         sql.Identifier(plan.schema, plan.name),
+        sql.SQL(", ").join(sql.Identifier(column) for column in plan.key),
     )
     wanted = pa.schema([schema.field(column) for column in columns])
     batches: list[pa.RecordBatch] = []
@@ -207,14 +208,19 @@ def _current_files(
 
 
 def _from_parquet(
-    settings: Settings, paths: Sequence[str], schema: pa.Schema, columns: Sequence[str], slots: tuple[int, int]
+    settings: Settings,
+    paths: Sequence[str],
+    key: Sequence[str],
+    schema: pa.Schema,
+    columns: Sequence[str],
+    slots: tuple[int, int],
 ) -> pa.Table:
     filesystem, root = event_files(settings).filesystem()
     dataset = ds.dataset([f"{root}/{path}" for path in paths], schema=schema, format="parquet", filesystem=filesystem)
     slot = ds.field("slot")
-    needed = list(dict.fromkeys([*KEY, *columns]))
+    needed = list(dict.fromkeys([*key, *columns]))
     table = dataset.to_table(columns=needed, filter=(slot >= slots[0]) & (slot < slots[1]))
-    return table.sort_by([(name, "ascending") for name in KEY]).select(list(columns))
+    return table.sort_by([(name, "ascending") for name in key]).select(list(columns))
 
 
 def _frame(table: pa.Table, schema: pa.Schema) -> pd.DataFrame:

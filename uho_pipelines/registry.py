@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -109,6 +109,8 @@ class Program:
     """Whether columns of addresses and signatures are bytea instead of base58 text."""
     parquet: bool = False
     """Whether decoded events are written as Parquet too."""
+    instructions: bool = False
+    """Whether the program's instructions are records too, with tables of their own."""
     indexes: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict[str, tuple[tuple[str, ...], ...]])
     """Indexes beside the primary key by event name (`*`: every event), each a list of columns or fields."""
 
@@ -140,7 +142,7 @@ class Program:
     def policy_hash(self) -> str:
         """The first 8 hex characters of SHA-256 of what decides, beside the IDLs, which records become rows."""
         policy = f"{self.include_failed}:{','.join(sorted(prefix.hex() for prefix in self.ignore))}"
-        for name in ("bytea", "parquet"):
+        for name in ("bytea", "parquet", "instructions"):
             policy += f":{name}" if getattr(self, name) else ""
         return hashlib.sha256(policy.encode("ascii")).hexdigest()[:8]
 
@@ -209,6 +211,9 @@ class _ProgramFile(BaseModel):
     scan_group: str | None = None
     include_failed: bool = False
     follow: bool = False
+    records: Annotated[list[Literal["events", "instructions"]], Field(max_length=2)] = Field(
+        default_factory=lambda: ["events"]
+    )
     ignore: Annotated[list[str], Field(max_length=1_000)] = Field(default_factory=list[str])
     bytea: bool = False
     parquet: bool = False
@@ -311,6 +316,7 @@ def read_program(folder: Path, settings: Settings) -> Program:
         folder=folder,
         bytea=fields.bytea,
         parquet=fields.parquet,
+        instructions="instructions" in fields.records,
         indexes={event: tuple(tuple(index) for index in asked) for event, asked in fields.indexes.items()},
     )
 
@@ -410,6 +416,8 @@ def _field_faults(fields: _ProgramFile, name: str, settings: Settings, where: st
     for index, text in enumerate(fields.ignore):
         if re.fullmatch(r"(?:[0-9a-fA-F]{2}){1,32}", text) is None:
             yield ProgramFault(where, f"ignore.{index}", "must be a discriminator in hexadecimal, 1 to 32 bytes")
+    if "events" not in fields.records or len(set(fields.records)) < len(fields.records):
+        yield ProgramFault(where, "records", "must be [events] or [events, instructions]")
     slots = [entry.from_slot for entry in fields.idls]
     if len(set(slots)) < len(slots):
         yield ProgramFault(where, "idls", "two versions have the same from_slot")

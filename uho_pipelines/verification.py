@@ -22,7 +22,7 @@ from rich.status import Status
 
 from uho_pipelines.chunks import SLOT_LIMIT, Chunk, chunk_of, program_chunks, select_chunks
 from uho_pipelines.errors import UhoError
-from uho_pipelines.lake import Lake, LakeChunk, Manifest, PartAlteredError
+from uho_pipelines.lake import WITHOUT_INSTRUCTIONS, Lake, LakeChunk, Manifest, PartAlteredError
 from uho_pipelines.materialization import warehouse_url
 from uho_pipelines.registry import Program, load_registry
 from uho_pipelines.runtime.stack import running_warehouse
@@ -336,6 +336,8 @@ def _look_at_lake(folder: LakeChunk, row: Any, found: ChunkVerification) -> None
     if not manifest.complete:
         found.find("lake", f"the lake has its records only up to slot {manifest.position}")
         return
+    if folder.program.instructions and not manifest.instructions:
+        found.find("lake", WITHOUT_INSTRUCTIONS)
     if manifest.certificate != row.certificate:
         found.find("lake", "the lake's certificate is not the ledger's")
     _look_at_parts(folder, manifest, found)

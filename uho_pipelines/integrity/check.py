@@ -99,7 +99,7 @@ class _Checking:
         self.chunk = chunk
         self.generator = generator
         self.decoder = IndependentDecoder(program)
-        self.plan: WarehousePlan = read_plan(connection, program)
+        self.plan: WarehousePlan = read_plan(connection, program).events
         self.blocks_read = 0
         self.blocks_known: int | None = None
 

@@ -29,7 +29,7 @@ def read_slots(connection: Connection, plan: WarehousePlan, program: Program, sl
             found[slot].setdefault(signature, StoredTransaction()).rows.append(row)
     query = (
         "SELECT slot, signature, event_index, tx_index FROM uho.quarantine "
-        "WHERE (network, owner, program) = (%s, %s, %s) AND slot = ANY(%s)"
+        "WHERE (network, owner, program) = (%s, %s, %s) AND slot = ANY(%s) AND source <> 'instruction'"
     )
     values = [program.network, program.owner, program.name, wanted]
     for slot, signature, event_index, tx_index in connection.execute(query, values):

@@ -86,7 +86,7 @@ def damage_in_snapshot(connection: Connection, plan: WarehousePlan, program: Pro
 
 QUARANTINE_DIGESTED = (
     *("slot", "tx_index", "event_index", "signature", "source", "block_time", "instruction_path", "failed"),
-    *("truncated", "discriminator", "length", "reason", "idl", "payload"),
+    *("truncated", "discriminator", "length", "reason", "idl", "payload", "accounts"),
 )
 """The columns of `uho.quarantine` that its digest covers: all that a decoder put there."""
 

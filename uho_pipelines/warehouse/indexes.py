@@ -20,13 +20,16 @@ from psycopg import sql
 from uho_pipelines.redaction import redact
 from uho_pipelines.registry import PROGRAM_FILE, Program, ProgramFault, ProgramRefusedError
 from uho_pipelines.warehouse.connection import Connection
-from uho_pipelines.warehouse.naming import FIXED_COLUMNS
+from uho_pipelines.warehouse.naming import FIXED_COLUMNS, INSTRUCTION_COLUMNS
 from uho_pipelines.warehouse.tables import WarehousePlan
 
 EVERY_EVENT = "*"
 
 INDEXED_FIXED_COLUMNS = ("signature", "block_time", "source")
-"""The fixed columns that can be indexed; the others are the primary key."""
+"""The fixed columns of events that can be indexed; the others are the primary key."""
+
+INDEXED_INSTRUCTION_COLUMNS = ("signature", "block_time")
+"""Those of instructions."""
 
 NAME_BYTES = 63
 """Postgres cuts longer names."""
@@ -66,7 +69,8 @@ def asked_indexes(program: Program, tables: Sequence[uho_native.EventTable]) -> 
             if fault is not None:
                 faults.append(ProgramFault(f"{program.name}/{PROGRAM_FILE}", where, fault))
                 continue
-            for table in tables if event == EVERY_EVENT else [by_name[event]]:
+            every = [table for table in tables if table.kind == "event"]
+            for table in every if event == EVERY_EVENT else [by_name[event]]:
                 unbounded = any(_is_unbounded(_type(table, column)) for column in columns)
                 found[AskedIndex(table.name, columns, "hash" if unbounded else "btree")] = None
     if faults:
@@ -86,7 +90,7 @@ def _fault(event: str, columns: tuple[str, ...], tables: Mapping[str, uho_native
     for column in columns:
         kind = _type(tables[event], column)
         if kind is None:
-            known = ", ".join([*INDEXED_FIXED_COLUMNS, *_fields(tables[event])])
+            known = ", ".join([*_indexed_fixed(tables[event]), *_fields(tables[event])])
             return f"{column!r} is no field of {event}; it has: {known}"
         if kind == "nested":
             return f"{column!r} is nested (jsonb), which has no plain index; make one of your own for what you look up"
@@ -99,12 +103,19 @@ def _fields(table: uho_native.EventTable) -> dict[str, Any]:
     """Return the event's own fields by the name under which they are asked for."""
     fixed = 1 + table.schema.names.index("block_time")
     fields = list(table.schema)[fixed:]
-    return {f"event_{field.name}" if field.name in FIXED_COLUMNS else field.name: field for field in fields}
+    instruction = table.kind == "instruction"
+    taken = {*FIXED_COLUMNS, *(INSTRUCTION_COLUMNS if instruction else ())}
+    prefix = "argument" if instruction else "event"
+    return {f"{prefix}_{field.name}" if field.name in taken else field.name: field for field in fields}
+
+
+def _indexed_fixed(table: uho_native.EventTable) -> tuple[str, ...]:
+    return INDEXED_INSTRUCTION_COLUMNS if table.kind == "instruction" else INDEXED_FIXED_COLUMNS
 
 
 def _type(table: uho_native.EventTable, column: str) -> Any:  # noqa: ANN401 - a type of pyarrow
     """Return a column's Arrow type, "nested" for jsonb, None when there is no such column."""
-    if column in INDEXED_FIXED_COLUMNS:
+    if column in _indexed_fixed(table):
         return pa.bool_()  # as good as any of bounded length: source is one of two words
     found = _fields(table).get(column)
     if found is None:
@@ -166,7 +177,7 @@ def _wanted(program: Program, plan: WarehousePlan, tables: Sequence[uho_native.E
         table = plan.tables[asked.event]
         fields = _fields(by_name[asked.event])
         columns = [
-            column if column in INDEXED_FIXED_COLUMNS else table.field_columns[fields[column].name]
+            column if column in _indexed_fixed(by_name[asked.event]) else table.field_columns[fields[column].name]
             for column in asked.columns
         ]
         yield _Index(asked.event, table.name, tuple(columns), asked.method)

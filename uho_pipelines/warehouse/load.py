@@ -256,7 +256,7 @@ def _copy_pieces(
 
 _FROM_DECODER = (
     *("slot", "tx_index", "event_index", "signature", "block_time", "source", "instruction_path", "failed"),
-    *("truncated", "discriminator", "reason", "idl", "payload"),
+    *("truncated", "discriminator", "reason", "idl", "payload", "accounts"),
 )
 """What `uho.quarantine` takes as it is from the decoder's quarantine batch."""
 

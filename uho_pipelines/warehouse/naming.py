@@ -21,6 +21,15 @@ FLAG_COLUMNS = ("failed", "truncated")
 FIXED_COLUMNS = ("slot", "tx_index", "event_index", "signature", "source", "block_time", *FLAG_COLUMNS)
 """The columns that every event table has, or may have."""
 
+INSTRUCTION_COLUMNS = (
+    *("slot", "tx_index", "instruction_index", "signature", "instruction_path", "accounts_given"),
+    *("remaining_accounts", "block_time", *FLAG_COLUMNS),
+)
+"""The columns that every table of an instruction has, or may have."""
+
+INSTRUCTION = "instruction:"
+"""What the decoder puts before the name of an instruction."""
+
 SYSTEM_COLUMNS = ("ctid", "xmin", "xmax", "cmin", "cmax", "tableoid")
 """Columns that every table of Postgres has by itself; it refuses others of these names."""
 
@@ -52,11 +61,18 @@ def sql_name(name: str, taken: Collection[str] = ()) -> str:
     raise AssertionError  # count() does not end
 
 
-def column_name(field: str, taken: Collection[str] = ()) -> str:
-    """Return the column name for an event's field.
+def table_name(event: str, taken: Collection[str] = ()) -> str:
+    """Return the table name for an event; for an instruction `ix_<name>`, as for an event of that name."""
+    return sql_name(f"ix_{event.removeprefix(INSTRUCTION)}" if event.startswith(INSTRUCTION) else event, taken)
 
-    One called as a fixed column, or as one of Postgres's own, becomes `event_<name>`.
+
+def column_name(field: str, taken: Collection[str] = (), *, instruction: bool = False) -> str:
+    """Return the column name for an event's field, or for an instruction's argument or account.
+
+    One called as a fixed column, or as one of Postgres's own, becomes `event_<name>` or `argument_<name>`. Columns of
+    an instruction are called as no fixed column of an event either, which tells the tables apart.
     """
-    if sql_name(field) in {*FIXED_COLUMNS, *SYSTEM_COLUMNS}:
-        field = f"event_{field}"
+    fixed = {*FIXED_COLUMNS, *(INSTRUCTION_COLUMNS if instruction else ())}
+    if sql_name(field) in {*fixed, *SYSTEM_COLUMNS}:
+        field = f"{'argument' if instruction else 'event'}_{field}"
     return sql_name(field, taken)

@@ -7,7 +7,7 @@ was there before is found after.
 
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psycopg
@@ -132,13 +132,13 @@ class _Repair:
         return before
 
     def _quarantined(self) -> Iterator[pa.RecordBatch]:
-        """Yield the chunk's quarantined records: logs and CPIs apart, since their twins were folded at the load."""
+        """Yield the chunk's quarantined records: each source apart, since twins were folded at the load."""
         for source in SOURCES:
             with self.connection.cursor(name="quarantined") as cursor:
                 cursor.itersize = RECORDS_AT_ONCE
                 cursor.execute(
                     "SELECT slot, tx_index, event_index, signature, extract(epoch FROM block_time)::bigint, "
-                    "instruction_path, payload, failed, truncated FROM uho.quarantine "
+                    "instruction_path, payload, failed, truncated, accounts FROM uho.quarantine "
                     "WHERE (network, owner, program) = (%s, %s, %s) AND slot >= %s AND slot < %s AND source = %s "
                     "ORDER BY slot, tx_index, event_index",
                     [*chunk_key(self.program), self.chunk.start, self.chunk.end, source],
@@ -209,15 +209,18 @@ class _Repair:
 def _counts_after(before: Counts, repaired: Counts) -> Counts:
     """Return the chunk's counts: what was undecodable is now whatever decoding it again made of it."""
     after = Counts()
-    after.add({**before.as_json(), "records": 0, "undecodable": 0, "undecodable_by": []})
+    instructions = {**asdict(before.instructions), "records": 0, "undecodable": 0}
+    known = {**before.as_json(), "records": 0, "undecodable": 0, "undecodable_by": [], "instructions": instructions}
+    after.add(known)
     after.add(repaired.as_json())
     after.records = before.records
+    after.instructions.records = before.instructions.records
     return after
 
 
 def _records(program: Program, source: str, rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
     """Return rows of the quarantine as the records that they are."""
-    slots, tx_indexes, event_indexes, signatures, times, paths, payloads, failed, truncated = map(
+    slots, tx_indexes, event_indexes, signatures, times, paths, payloads, failed, truncated, accounts = map(
         list, zip(*rows, strict=True)
     )
     columns: dict[str, list[Any]] = {
@@ -235,6 +238,7 @@ def _records(program: Program, source: str, rows: list[tuple[Any, ...]]) -> pa.R
         "epoch": [slot // SLOTS_PER_EPOCH for slot in slots],
         # Where it lay in the archive is not kept in the quarantine, and nothing is decoded by it.
         "archive_offset": [0] * len(rows),
+        "accounts": accounts,
     }
-    schema = uho_native.record_schema()
+    schema = uho_native.record_schema(accounts=True)
     return pa.record_batch([pa.array(columns[field.name], field.type) for field in schema], schema=schema)

@@ -6,7 +6,7 @@ Every chunk's load asks for its tables, so what is as it should be is left untou
 nothing takes a lock that would cancel the table's autovacuum each time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,14 @@ from psycopg import sql
 from uho_pipelines.errors import UhoError
 from uho_pipelines.registry import Program
 from uho_pipelines.warehouse.connection import Connection
-from uho_pipelines.warehouse.naming import FIXED_COLUMNS, FLAG_COLUMNS, column_name, sql_name
+from uho_pipelines.warehouse.naming import (
+    FIXED_COLUMNS,
+    FLAG_COLUMNS,
+    INSTRUCTION,
+    INSTRUCTION_COLUMNS,
+    column_name,
+    table_name,
+)
 
 POSTGRES_TYPES: Mapping[str, sql.SQL] = {
     "bigint": sql.SQL("bigint"),
@@ -25,6 +32,7 @@ POSTGRES_TYPES: Mapping[str, sql.SQL] = {
     "bytea": sql.SQL("bytea"),
     "double precision": sql.SQL("double precision"),
     "integer": sql.SQL("integer"),
+    "integer[]": sql.SQL("integer[]"),
     "jsonb": sql.SQL("jsonb"),
     "numeric": sql.SQL("numeric"),
     "real": sql.SQL("real"),
@@ -34,7 +42,7 @@ POSTGRES_TYPES: Mapping[str, sql.SQL] = {
 }
 """The column types that the decoder asks for; anything else is refused rather than put into SQL."""
 
-NULLABLE_FIXED_COLUMNS = frozenset({"block_time", *FLAG_COLUMNS})
+NULLABLE_FIXED_COLUMNS = frozenset({"accounts_given", "remaining_accounts", "block_time", *FLAG_COLUMNS})
 
 MOST_COLUMNS = 1_600
 """Postgres's limit of columns in a table, dropped ones included."""
@@ -43,7 +51,11 @@ FIXED_DOCS: Mapping[str, str] = {
     "slot": "The slot of the transaction's block",
     "tx_index": "The transaction's place in its block, from 0",
     "event_index": "The record's place among the program's records of the transaction: logs first, then CPI",
+    "instruction_index": "The instruction's place among all instructions of the transaction, depth first, from 0",
     "signature": "The transaction's signature, base58",
+    "instruction_path": "Its place in the message, and for an inner one its place among those recorded for that",
+    "accounts_given": "How many accounts it was given; null: one of them cannot be resolved, and none is known",
+    "remaining_accounts": "The accounts beyond those that the IDL names, base58, in order; null: none",
     "source": "How the program said it: log or cpi",
     "block_time": "The block's time; null where the block has none",
     "failed": "Whether the transaction failed; null: loaded while failed transactions were left out",
@@ -103,6 +115,16 @@ class TablePlan:
     kinds: Mapping[str, str] = field(default_factory=dict[str, str])
     """Column → its type, as `POSTGRES_TYPES` writes it."""
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """The primary key."""
+        return key_columns(self.columns)
+
+    @property
+    def is_instruction(self) -> bool:
+        """Whether its rows are instructions, not events."""
+        return "instruction_index" in self.key
+
 
 @dataclass(frozen=True)
 class WarehousePlan:
@@ -110,6 +132,12 @@ class WarehousePlan:
 
     schema: str
     tables: Mapping[str, TablePlan] = field(default_factory=dict[str, TablePlan])
+
+    @property
+    def events(self) -> "WarehousePlan":
+        """The tables of events alone."""
+        tables = {name: table for name, table in self.tables.items() if not table.is_instruction}
+        return WarehousePlan(self.schema, tables)
 
 
 def ensure_tables(connection: Connection, program: Program, tables: Sequence[uho_native.EventTable]) -> WarehousePlan:
@@ -151,7 +179,7 @@ def read_plan(connection: Connection, program: Program) -> WarehousePlan:
             continue
         present = catalog[table].columns
         made = {name: column for name, column in fields.get(event, {}).items() if column in present}
-        ours = {*FIXED_COLUMNS, *made.values()}
+        ours = {*_fixed_columns(present), *made.values()}
         columns = tuple(column for column in present if column in ours)
         kinds = {column: present[column] for column in columns}
         plans[event] = TablePlan(program.schema_name, table, columns, made, kinds)
@@ -182,7 +210,9 @@ def _ensure_table(
     columns: dict[str, str] = {}
     fields: dict[str, str] = {}
     for index, arrow_field in enumerate(schema):
-        column = arrow_field.name if index < fixed else names.column(table.name, arrow_field.name)
+        column = arrow_field.name
+        if index >= fixed:
+            column = names.column(table.name, arrow_field.name, instruction=table.kind == "instruction")
         columns[column] = postgres_type(name, arrow_field)
         if index >= fixed:
             fields[arrow_field.name] = column
@@ -210,17 +240,28 @@ def described_tables(connection: Connection, program: Program) -> list[ExistingT
 
 def create_table_statement(schema: str, name: str, columns: Mapping[str, str]) -> sql.Composed:
     """Return the statement that makes an event's table of columns and their types."""
+    required = set(_fixed_columns(columns)) - NULLABLE_FIXED_COLUMNS
     definitions = [
         sql.SQL("{} {}{}").format(
-            sql.Identifier(column),
-            POSTGRES_TYPES[kind],
-            sql.SQL(" NOT NULL" if column in FIXED_COLUMNS and column not in NULLABLE_FIXED_COLUMNS else ""),
+            sql.Identifier(column), POSTGRES_TYPES[kind], sql.SQL(" NOT NULL" if column in required else "")
         )
         for column, kind in columns.items()
     ]
-    return sql.SQL("CREATE TABLE {} ({}, PRIMARY KEY (slot, tx_index, event_index))").format(
-        sql.Identifier(schema, name), sql.SQL(", ").join(definitions)
+    return sql.SQL("CREATE TABLE {} ({}, PRIMARY KEY ({}))").format(
+        sql.Identifier(schema, name),
+        sql.SQL(", ").join(definitions),
+        sql.SQL(", ").join(map(sql.Identifier, key_columns(columns))),
     )
+
+
+def key_columns(columns: Collection[str]) -> tuple[str, str, str]:
+    """Return the primary key of a table with these columns: of an instruction's, which has no `event_index`, or not."""
+    return ("slot", "tx_index", "event_index" if "event_index" in columns else "instruction_index")
+
+
+def _fixed_columns(columns: Collection[str]) -> tuple[str, ...]:
+    """Return the fixed columns of a table with these columns."""
+    return FIXED_COLUMNS if "event_index" in columns else INSTRUCTION_COLUMNS
 
 
 def add_column_statement(schema: str, name: str, column: str, kind: str) -> sql.Composed:
@@ -250,12 +291,13 @@ def _comment(
     existing: ExistingTable,
 ) -> None:
     """Set the comments that differ."""
-    comment = _plain(table.docs or f"Event {table.name}")
+    comment = _plain(table.docs or f"{table.kind.capitalize()} {table.name.removeprefix(INSTRUCTION)}")
     if existing.comment != comment:
         connection.execute(
             sql.SQL("COMMENT ON TABLE {} IS {}").format(sql.Identifier(schema, name), sql.Literal(comment))
         )
-    docs = {column: text for column, text in FIXED_DOCS.items() if column in existing.columns}
+    fixed = _fixed_columns(existing.columns)
+    docs = {column: text for column, text in FIXED_DOCS.items() if column in existing.columns and column in fixed}
     for index, arrow_field in enumerate(table.schema):
         text = _metadata(arrow_field, b"uho:docs")
         if text and index >= table.schema.names.index("block_time"):
@@ -332,16 +374,16 @@ class _Names:
         self._require(event, event)
         made = self.kept.get((event, ""))
         if made is None:
-            made = self._keep(event, "", sql_name(event, self.tables))
+            made = self._keep(event, "", table_name(event, self.tables))
             self.tables.add(made)
         return made
 
-    def column(self, event: str, name: str) -> str:
+    def column(self, event: str, name: str, *, instruction: bool) -> str:
         self._require(event, name)
         made = self.kept.get((event, name))
         if made is None:
             taken = self.columns.setdefault(event, set())
-            made = self._keep(event, name, column_name(name, taken))
+            made = self._keep(event, name, column_name(name, taken, instruction=instruction))
             taken.add(made)
         return made
 

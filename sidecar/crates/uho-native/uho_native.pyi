@@ -4,7 +4,7 @@ Batches cross by the Arrow C data interface, without copying. The interpreter is
 decoded, encoded or digested, so threads run side by side.
 """
 
-from typing import TypedDict, final
+from typing import Literal, TypedDict, final
 
 import pyarrow as pa
 
@@ -23,13 +23,18 @@ class PayloadError(ValueError):
 class CopyError(ValueError):
     """A batch has no COPY form: a column without a rule, or a value out of its Postgres type's range."""
 
-def record_schema() -> pa.Schema:
-    """The Arrow schema of records: fixed names, order and types. Only ``block_time`` can be null."""
+def record_schema(*, accounts: bool = False) -> pa.Schema:
+    """The Arrow schema of records: fixed names, order and types. Only ``block_time`` can be null.
+
+    With ``accounts`` one more column, that can be: of an instruction the 32 bytes of each account given to it, one
+    behind the other; null where one of them is not known, and of what a program said.
+    """
 
 def record_digest(batch: pa.RecordBatch) -> str:
     """The additive digest of a batch of records, as 32 hexadecimal characters.
 
-    Independent of the order of rows and of how they are cut into batches.
+    Independent of the order of rows and of how they are cut into batches, and of a column ``accounts`` where it is
+    null.
     Raises ValueError when the batch does not have the record schema.
     """
 
@@ -122,10 +127,26 @@ class Explanation(TypedDict):
     discriminator_bytes: int
     fields: list[tuple[str, int, int, str]]
 
-class DecodeCounts(TypedDict):
-    """What became of the records of a batch.
+class InstructionCounts(TypedDict):
+    """What of the counts are instructions; the rest are events.
 
-    ``records == twins_folded + failed_left_out + foreign + decoded + undecodable``.
+    ``short_of_accounts`` are decoded ones given fewer accounts than any version that reads their data demands,
+    ``unknown_accounts`` decoded ones whose accounts cannot be resolved.
+    """
+
+    records: int
+    failed_left_out: int
+    foreign: int
+    decoded: int
+    undecodable: int
+    short_of_accounts: int
+    unknown_accounts: int
+
+class DecodeCounts(TypedDict):
+    """What became of the records of a batch, instructions included.
+
+    ``records == twins_folded + failed_left_out + foreign + decoded + undecodable``. Codes of undecodable instructions
+    begin with ``instruction_``.
     """
 
     records: int
@@ -137,14 +158,18 @@ class DecodeCounts(TypedDict):
     decoded_by: list[DecodedBy]
     undecodable_by: list[UndecodableBy]
     fallback: list[Fallback]
+    instructions: InstructionCounts
 
 @final
 class EventTable:
-    """The table of one event name, over all IDL versions."""
+    """The table of one event name, or of one instruction, over all IDL versions."""
 
     @property
     def name(self) -> str:
-        """The event's name as in the IDL."""
+        """The event's name as in the IDL; of an instruction ``instruction:`` and its name in snake case."""
+    @property
+    def kind(self) -> Literal["event", "instruction"]:
+        """What its rows are."""
     @property
     def docs(self) -> str:
         """Its documentation in the newest version that has any; empty otherwise."""
@@ -152,7 +177,9 @@ class EventTable:
     def schema(self) -> pa.Schema:
         """The fixed columns, then a nullable column per field, with names as in the IDL.
 
-        Fixed: slot, tx_index, event_index, signature, source, block_time. A field may be called like one of
+        Fixed: slot, tx_index, event_index, signature, source, block_time; of an instruction slot, tx_index,
+        instruction_index, signature, instruction_path, accounts_given, remaining_accounts, block_time, and behind its
+        arguments ``account_<name>`` per account. Names are the IDL's, so a field may be called like one of
         them: go by position. Field metadata: ``uho:postgres`` is the Postgres type, ``uho:docs`` the
         documentation, where there is any. With ``include_failed`` batches end with two more columns,
         ``failed`` and ``truncated``.
@@ -169,8 +196,9 @@ class Decoded:
     def quarantine(self) -> pa.RecordBatch:
         """Records that no version decodes: the record columns, then discriminator, reason and idl.
 
-        As in event tables, ``source`` is "log" or "cpi" and ``block_time`` a timestamp. ``reason`` begins with
-        a code: unknown_discriminator, truncated_payload, trailing_bytes, invalid_value, ambiguous.
+        As in event tables, ``source`` is "log", "cpi" or "instruction" and ``block_time`` a timestamp; ``accounts``
+        stands behind the record columns. ``reason`` begins with a code: unknown_discriminator, truncated_payload,
+        trailing_bytes, invalid_value, ambiguous; of an instruction ``instruction_`` and the code.
         """
     @property
     def counts(self) -> DecodeCounts:
@@ -183,12 +211,22 @@ class Decoder:
     ``program`` is the program id (32 bytes). A version is its first slot, its label (the file name, which
     counts and reasons quote) and the bytes of its file; both IDL formats are read. Raises IdlError when a file
     cannot be read or an event needs what is not supported, and ValueError when the id is malformed. With ``bytea``
-    columns of addresses and signatures ask for that Postgres type; what is nested stays base58.
+    columns of addresses and signatures ask for that Postgres type; what is nested stays base58. With ``instructions``
+    instructions have tables too; without, they are counted as foreign.
+
+    A version that demands more accounts than an instruction was given comes after all versions that do not.
     """
 
-    def __new__(cls, program: bytes, versions: list[tuple[int, str, bytes]], *, bytea: bool = False) -> Decoder: ...
+    def __new__(
+        cls,
+        program: bytes,
+        versions: list[tuple[int, str, bytes]],
+        *,
+        bytea: bool = False,
+        instructions: bool = False,
+    ) -> Decoder: ...
     def tables(self) -> list[EventTable]:
-        """One table per event name, in the order the names first appear over the versions."""
+        """One table per event name and instruction, in the order the names first appear over the versions."""
     def describe(self) -> list[EventDescription]:
         """Every event of every version, versions in ascending order."""
     def explain(self, payload: bytes, slot: int) -> Explanation:

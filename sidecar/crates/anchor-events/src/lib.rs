@@ -18,7 +18,7 @@ pub mod records;
 
 pub use decoding::{
     DecodeCounts, DecodeError, DecodePolicy, Decoded, Decoder, EventDescription, EventTable,
-    Explanation, FieldBytes, FieldDescription, IdlError, IdlVersion,
+    Explanation, FieldBytes, FieldDescription, IdlError, IdlVersion, InstructionCounts, TableKind,
 };
 pub use digest::{RowDigests, record_digest};
 pub use instructions::extract_instructions;

@@ -508,7 +508,7 @@ fn hostile_files_are_refused() {
     json["events"] =
         json!([{"name": "E", "discriminator": [1]}, {"name": "F", "discriminator": [1, 2]}]);
     json["types"] = json!([structure("E", json!([])), structure("F", json!([]))]);
-    assert!(refusal(&json).contains("begins like that of event `E`"));
+    assert!(refusal(&json).contains("begins like that of `E`"));
     let large = IdlVersion {
         from_slot: 0,
         label: "large".into(),

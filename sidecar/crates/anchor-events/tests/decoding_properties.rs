@@ -7,7 +7,9 @@ mod support;
 use anchor_events::{DecodePolicy, Decoder, IdlVersion};
 use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
 use serde_json::{Map, Value, json};
-use support::{PROGRAM, Row, base58, batch, event, hexadecimal, idl, payload, version};
+use support::{
+    PROGRAM, Row, base58, batch, cell, event, hexadecimal, idl, instructions, payload, version,
+};
 
 /// Deterministic from a seed that proptest shrinks and reports.
 struct Random(u64);
@@ -503,6 +505,37 @@ proptest! {
         prop_assert_eq!(decoded.counts.undecodable, rows.len() as u64);
     }
 
+    /// The same fields as an event's and as arguments: the same values, whatever accounts are given.
+    #[test]
+    fn arguments_are_read_as_fields_are(seed in any::<u64>(), given in prop::collection::vec(any::<u8>(), 0..5)) {
+        let mut random = Random(seed);
+        let mut definitions = Vec::new();
+        let fields: Vec<_> = (0..=random.below(6)).map(|_| random_type(&mut random, 0, &mut definitions)).collect();
+        let mut file = idl(&json!(named(&fields)), &definitions);
+        file["instructions"] = json!([{
+            "name": "told", "discriminator": [1, 2, 3, 4, 5, 6, 7, 8], "args": named(&fields),
+            "accounts": [{"name": "a"}, {"name": "b"}],
+        }]);
+        let Ok(decoder) = Decoder::with_instructions(PROGRAM, &[version(0, &file)]) else { return Ok(()) };
+        let mut bytes = Vec::new();
+        let expected = write_named(&mut random, &fields, &mut bytes);
+        let keys = given.iter().flat_map(|byte| [*byte; 32]).collect();
+        let rows = [(Row::log(1, payload(&bytes)), Some(keys)), (Row::log(1, payload(&[&bytes[..], &[0]].concat())), None)];
+        let decoded = decoder.decode(&instructions(&rows), &DecodePolicy::default()).unwrap();
+        prop_assert_eq!((decoded.counts.decoded, decoded.counts.undecodable), (1, 1));
+        let (_, batch) = &decoded.tables[0];
+        let schema = batch.schema();
+        for (name, value) in expected.as_object().unwrap() {
+            let (place, field) = schema.column_with_name(name).unwrap();
+            prop_assert_eq!(&cell(field, batch.column(place), 0), value);
+        }
+        for (place, name) in ["account_a", "account_b"].into_iter().enumerate() {
+            let (column, field) = schema.column_with_name(name).unwrap();
+            let wanted = given.get(place).map(|byte| bs58::encode([*byte; 32]).into_string());
+            prop_assert_eq!(cell(field, batch.column(column), 0), json!(wanted));
+        }
+    }
+
     #[test]
     fn any_bytes_under_any_idl_are_decoded_or_quarantined(
         seed in any::<u64>(),
@@ -639,6 +672,11 @@ proptest! {
         } else {
             older_idl(&fields, &definitions)
         };
+        let group = json!({"name": "g", "accounts": [{"name": "a", "optional": true}, {"name": "b"}]});
+        file["instructions"] = json!([{
+            "name": "told", "discriminator": [1, 2, 3, 4, 5, 6, 7, 8], "accounts": [{"name": "a"}, group],
+            "args": file.pointer("/events/0/fields").cloned().unwrap_or_else(|| json!(named(&fields))),
+        }]);
         for _ in 0..=random.below(3) {
             let mut found = Vec::new();
             places(&file, "", &mut found);
@@ -647,9 +685,15 @@ proptest! {
             *file.pointer_mut(&found[random.below(found.len() as u64)]).unwrap() = other;
         }
         if let Ok(decoder) = Decoder::new(PROGRAM, &[version(0, &file)]) {
-            let rows = [Row::cpi(1, payload(&bytes)), Row::log(2, bytes)];
+            let rows = [Row::cpi(1, payload(&bytes)), Row::log(2, bytes.clone())];
             let decoded = decoder.decode(&batch(&rows), &DecodePolicy::default()).unwrap();
             prop_assert_eq!(decoded.counts.records, 2);
+        }
+        if let Ok(decoder) = Decoder::with_instructions(PROGRAM, &[version(0, &file)]) {
+            let given = bytes.iter().take(7).flat_map(|byte| [*byte; 32]).collect();
+            let rows = [(Row::log(1, payload(&bytes)), Some(given)), (Row::log(2, bytes), None)];
+            let decoded = decoder.decode(&instructions(&rows), &DecodePolicy::default()).unwrap();
+            prop_assert_eq!(decoded.counts.instructions.records, 2);
         }
     }
 }

@@ -75,8 +75,11 @@ fn in_order<'a>(calls: &'a [Call], depth: usize, found: &mut Vec<(usize, &'a Cal
     }
 }
 
-/// What the program was told, by walking the tree: place, path, accounts, data.
-fn expected(calls: &[Call], program: usize) -> Vec<(u32, Vec<u16>, Option<Vec<u8>>, Vec<u8>)> {
+/// What a program was told: place, path, accounts, data.
+type Told = (u32, Vec<u16>, Option<Vec<u8>>, Vec<u8>);
+
+/// What the program was told, by walking the tree.
+fn expected(calls: &[Call], program: usize) -> Vec<Told> {
     let mut all = Vec::new();
     in_order(calls, 0, &mut all);
     let (mut top_level, mut inner) = (u16::MAX, 0);

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use anchor_events::{DecodeCounts, DecodePolicy, Decoded, Decoder, IdlVersion};
+use anchor_events::{DecodeCounts, DecodePolicy, Decoded, Decoder, IdlVersion, TableKind};
 use arrow_array::RecordBatch;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -36,12 +36,13 @@ pub(crate) struct PyDecoder(Arc<Decoder>);
 #[pymethods]
 impl PyDecoder {
     #[new]
-    #[pyo3(signature = (program, versions, *, bytea = false))]
+    #[pyo3(signature = (program, versions, *, bytea = false, instructions = false))]
     fn new(
         py: Python<'_>,
         program: &[u8],
         versions: Vec<(u64, String, Vec<u8>)>,
         bytea: bool,
+        instructions: bool,
     ) -> PyResult<Self> {
         let program: [u8; 32] = program.try_into().map_err(|_| {
             pyo3::exceptions::PyValueError::new_err(format!(
@@ -57,7 +58,13 @@ impl PyDecoder {
                 json,
             })
             .collect();
-        let decoder = py.detach(|| Decoder::new(program, &versions));
+        let decoder = py.detach(|| {
+            if instructions {
+                Decoder::with_instructions(program, &versions)
+            } else {
+                Decoder::new(program, &versions)
+            }
+        });
         decoder
             .map(|decoder| {
                 let decoder = if bytea { decoder.with_bytea() } else { decoder };
@@ -70,6 +77,10 @@ impl PyDecoder {
         let table = |table: &anchor_events::EventTable| {
             Ok(PyEventTable {
                 name: table.name.clone(),
+                kind: match table.kind {
+                    TableKind::Event => "event",
+                    TableKind::Instruction => "instruction",
+                },
                 docs: table.docs.clone(),
                 schema: PySchema::new(table.schema.clone())
                     .into_pyarrow(py)?
@@ -154,10 +165,11 @@ impl PyDecoder {
     }
 }
 
-/// The table of one event name.
+/// The table of one event name, or of one instruction.
 #[pyclass(module = "uho_native", name = "EventTable", frozen, get_all)]
 pub(crate) struct PyEventTable {
     name: String,
+    kind: &'static str,
     docs: String,
     schema: Py<PyAny>,
 }
@@ -236,5 +248,19 @@ fn counts<'py>(py: Python<'py>, counts: &DecodeCounts) -> PyResult<Bound<'py, Py
         fallback.append(entry)?;
     }
     dictionary.set_item("fallback", fallback)?;
+    let of = &counts.instructions;
+    let instructions = PyDict::new(py);
+    for (name, count) in [
+        ("records", of.records),
+        ("failed_left_out", of.failed_left_out),
+        ("foreign", of.foreign),
+        ("decoded", of.decoded),
+        ("undecodable", of.undecodable),
+        ("short_of_accounts", of.short_of_accounts),
+        ("unknown_accounts", of.unknown_accounts),
+    ] {
+        instructions.set_item(name, count)?;
+    }
+    dictionary.set_item("instructions", instructions)?;
     Ok(dictionary)
 }

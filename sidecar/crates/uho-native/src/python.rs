@@ -34,8 +34,14 @@ mod uho_native {
 }
 
 #[pyfunction]
-fn record_schema(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-    PySchema::new(anchor_events::record_schema()).into_pyarrow(py)
+#[pyo3(signature = (*, accounts = false))]
+fn record_schema(py: Python<'_>, accounts: bool) -> PyResult<Bound<'_, PyAny>> {
+    let schema = if accounts {
+        anchor_events::record_schema_with_accounts()
+    } else {
+        anchor_events::record_schema()
+    };
+    PySchema::new(schema).into_pyarrow(py)
 }
 
 #[pyfunction]

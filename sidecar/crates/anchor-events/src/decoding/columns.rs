@@ -124,7 +124,7 @@ pub(super) fn bytea(field: &Field) -> Field {
 pub(super) struct Room(pub(super) usize);
 
 impl Room {
-    fn spend(&mut self, bytes: usize) -> fmt::Result {
+    pub(super) fn spend(&mut self, bytes: usize) -> fmt::Result {
         self.0 = self.0.checked_sub(bytes).ok_or(fmt::Error)?;
         Ok(())
     }
@@ -302,6 +302,14 @@ impl Column {
             }
         }
         Ok(())
+    }
+
+    /// Appends an account's key, to a column of keys.
+    pub(super) fn append_key(&mut self, key: &[u8]) -> Result<(), WriteFault> {
+        match self {
+            Self::Pubkey(builder) => builder.append_value(key).map_err(|_| WriteFault::Full),
+            _ => Err(WriteFault::Payload),
+        }
     }
 
     /// Appends a null.

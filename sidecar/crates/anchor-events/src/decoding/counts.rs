@@ -25,6 +25,27 @@ pub struct DecodeCounts {
     pub undecodable_by: BTreeMap<(String, String), Undecodable>,
     /// Rows decoded by another version than the one in force.
     pub fallback: Vec<Fallback>,
+    /// How much of all this are instructions.
+    pub instructions: InstructionCounts,
+}
+
+/// What of the counts are instructions: the rest are events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InstructionCounts {
+    /// Rows in.
+    pub records: u64,
+    /// Instructions of failed transactions, left out by policy.
+    pub failed_left_out: u64,
+    /// Ignored discriminators; all of them where the decoder was not asked for instructions.
+    pub foreign: u64,
+    /// Rows in tables.
+    pub decoded: u64,
+    /// Rows in quarantine.
+    pub undecodable: u64,
+    /// Decoded rows that were given fewer accounts than any version that reads their data demands.
+    pub short_of_accounts: u64,
+    /// Decoded rows of which one account or more cannot be resolved: none of their accounts is known.
+    pub unknown_accounts: u64,
 }
 
 /// Rows in quarantine of one discriminator for one reason: what another IDL version would have to explain.

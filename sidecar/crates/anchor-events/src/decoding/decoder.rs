@@ -11,15 +11,18 @@ use super::describe::{self, EventDescription};
 use super::error::{DecodeError, IdlError, TypeFault};
 use super::explain::{self, Explanation};
 use super::idl::{self, IdlVersion};
-use super::layout::{self, Layout};
+use super::instruction::KEY_BYTES;
+use super::layout::{self, Layout, Shape};
 use super::payload::{self, Fault};
 use super::quarantine::{self, Quarantined, discriminator};
-use super::rows::{CPI, RecordRows};
+use super::rows::{INSTRUCTION, LOG, RecordRows};
 use super::table::{EventTable, Placement, TableMerge, TableRows};
 use super::{fold, json};
 
 /// The most bytes that text, lists and nested values of one decoded batch may take.
 const MOST_VARIABLE_BYTES: usize = 1 << 30;
+/// What the reason of a quarantined instruction begins with, before its code.
+const INSTRUCTION_REASON: &str = "instruction_";
 /// Anchor's discriminators have 8 bytes; shorter log data is none of its events.
 const DISCRIMINATOR_BYTES: usize = 8;
 
@@ -49,11 +52,20 @@ pub struct Decoder {
     program: [u8; 32],
     versions: Vec<Version>,
     events: Vec<Event>,
+    /// Those of `events` that are events.
+    of_events: Index,
+    /// Those that are instructions; none where they were not asked for.
+    of_instructions: Option<Index>,
+    tables: Vec<EventTable>,
+}
+
+/// Which event a payload may be, by how it begins.
+#[derive(Debug, Default)]
+struct Index {
     /// Discriminator → the event of each version.
     by_discriminator: HashMap<Vec<u8>, Vec<Option<usize>>>,
     /// Lengths of discriminators, nearly always 8 alone.
     lengths: Vec<usize>,
-    tables: Vec<EventTable>,
 }
 
 #[derive(Debug)]
@@ -62,7 +74,7 @@ struct Version {
     label: String,
 }
 
-/// An event of one version.
+/// An event or instruction of one version.
 #[derive(Debug)]
 struct Event {
     version: usize,
@@ -78,6 +90,9 @@ enum Reading {
     Event {
         event: usize,
         fallback: bool,
+        /// Whether it is an instruction that was given fewer accounts than the version demands, and no version
+        /// demands fewer.
+        short: bool,
     },
     Unknown,
     /// No version reads it; the fault of the first that was tried.
@@ -105,8 +120,21 @@ impl Reading {
 }
 
 impl Decoder {
-    /// Compiles the IDL versions of a program, given in any order.
+    /// Compiles the events of a program's IDL versions, given in any order.
     pub fn new(program: [u8; 32], versions: &[IdlVersion]) -> Result<Self, IdlError> {
+        Self::compiled(program, versions, false)
+    }
+
+    /// Compiles the events and the instructions of a program's IDL versions, given in any order.
+    pub fn with_instructions(program: [u8; 32], versions: &[IdlVersion]) -> Result<Self, IdlError> {
+        Self::compiled(program, versions, true)
+    }
+
+    fn compiled(
+        program: [u8; 32],
+        versions: &[IdlVersion],
+        instructions: bool,
+    ) -> Result<Self, IdlError> {
         let mut ordered: Vec<&IdlVersion> = versions.iter().collect();
         ordered.sort_by_key(|version| version.from_slot);
         if ordered.is_empty() {
@@ -125,7 +153,7 @@ impl Decoder {
         let mut merge = TableMerge::default();
         let mut events = Vec::new();
         for (place, version) in ordered.iter().enumerate() {
-            for layout in compile(&program, version)? {
+            for layout in compile(&program, version, instructions)? {
                 let placement = merge.add(&layout, version.from_slot);
                 events.push(Event {
                     version: place,
@@ -137,24 +165,8 @@ impl Decoder {
         }
         let tables = merge.finish(events.iter_mut().map(|event| &mut event.placement));
 
-        let mut by_discriminator: HashMap<Vec<u8>, Vec<Option<usize>>> = HashMap::new();
-        let mut lengths = Vec::new();
-        for place in 0..events.len() {
-            let shape = &events[place].layout.shape;
-            lengths.push(shape.discriminator.len());
-            let of_versions = by_discriminator
-                .entry(shape.discriminator.clone())
-                .or_insert_with(|| vec![None; ordered.len()]);
-            let alike = of_versions
-                .iter()
-                .flatten()
-                .find(|other| events[**other].layout.shape == *shape);
-            let alike = alike.map_or(place, |other| events[*other].alike);
-            of_versions[events[place].version] = Some(place);
-            events[place].alike = alike;
-        }
-        lengths.sort_unstable();
-        lengths.dedup();
+        let of_events = Index::of(&mut events, ordered.len(), false);
+        let of_instructions = instructions.then(|| Index::of(&mut events, ordered.len(), true));
         let versions = ordered
             .into_iter()
             .map(|version| Version {
@@ -166,8 +178,8 @@ impl Decoder {
             program,
             versions,
             events,
-            by_discriminator,
-            lengths,
+            of_events,
+            of_instructions,
             tables,
         })
     }
@@ -181,12 +193,12 @@ impl Decoder {
         self
     }
 
-    /// One table per event name over all versions, in the order the names first appear.
+    /// One table per event name over all versions, and per instruction, in the order the names first appear.
     pub fn tables(&self) -> &[EventTable] {
         &self.tables
     }
 
-    /// Every event of every version, versions in ascending order.
+    /// Every event and instruction of every version, versions in ascending order.
     pub fn describe(&self) -> Vec<EventDescription> {
         let describe = |event: &Event| EventDescription {
             idl: self.versions[event.version].label.clone(),
@@ -197,11 +209,14 @@ impl Decoder {
         self.events.iter().map(describe).collect()
     }
 
-    /// Decodes one payload as at `slot`, and says where each value comes from; else why it does not decode,
+    /// Decodes one event's payload as at `slot`, and says where each value comes from; else why it does not decode,
     /// with the version that was tried first.
     pub fn explain(&self, payload: &[u8], slot: u64) -> Result<Explanation, String> {
-        let reading = self.read(payload, slot);
-        if let Reading::Event { event, fallback } = reading {
+        let reading = self.read(&self.of_events, payload, slot, None);
+        if let Reading::Event {
+            event, fallback, ..
+        } = reading
+        {
             let shape = &self.events[event].layout.shape;
             if let Some(fields) = explain::fields(shape, payload) {
                 return Ok(Explanation {
@@ -213,7 +228,7 @@ impl Decoder {
                 });
             }
         }
-        let (_, reason, idl) = self.reason(&reading);
+        let (_, reason, idl) = self.reason(&reading, false);
         let of_event = match reading {
             Reading::Undecodable { event, .. } => {
                 format!(
@@ -240,14 +255,26 @@ impl Decoder {
         let mut tables: BTreeMap<usize, TableRows<'_>> = BTreeMap::new();
         let mut quarantined = Vec::new();
         for (row, folded) in folded.into_iter().enumerate() {
+            let is_instruction = rows.source(row) == INSTRUCTION;
             tally.counts.records += 1;
+            tally.counts.instructions.records += u64::from(is_instruction);
             let payload = rows.payload(row);
             if folded {
                 tally.counts.twins_folded += 1;
                 continue;
             }
+            let index = if is_instruction {
+                self.of_instructions.as_ref()
+            } else {
+                Some(&self.of_events)
+            };
+            let Some(index) = index else {
+                tally.foreign(is_instruction);
+                continue;
+            };
             if rows.failed.value(row) && !policy.include_failed {
                 tally.counts.failed_left_out += 1;
+                tally.counts.instructions.failed_left_out += u64::from(is_instruction);
                 continue;
             }
             if policy
@@ -255,13 +282,25 @@ impl Decoder {
                 .iter()
                 .any(|prefix| payload.starts_with(prefix))
             {
-                tally.counts.foreign += 1;
+                tally.foreign(is_instruction);
                 continue;
             }
             let slot = rows.slot.value(row);
-            match self.read(payload, slot) {
-                Reading::Event { event, fallback } => {
+            let given = is_instruction.then(|| rows.accounts(row)).flatten();
+            let given = given.map(|keys| keys.len() / KEY_BYTES);
+            match self.read(index, payload, slot, given) {
+                Reading::Event {
+                    event,
+                    fallback,
+                    short,
+                } => {
                     tally.decoded(event, fallback.then_some(slot));
+                    if is_instruction {
+                        let counts = &mut tally.counts.instructions;
+                        counts.decoded += 1;
+                        counts.short_of_accounts += u64::from(short);
+                        counts.unknown_accounts += u64::from(given.is_none());
+                    }
                     let Event {
                         layout, placement, ..
                     } = &self.events[event];
@@ -275,13 +314,17 @@ impl Decoder {
                         .push((row, layout, placement));
                 }
                 Reading::Unknown
-                    if payload.len() < DISCRIMINATOR_BYTES && rows.source(row) != CPI =>
+                    if payload.len() < DISCRIMINATOR_BYTES && rows.source(row) == LOG =>
                 {
-                    tally.counts.foreign += 1;
+                    tally.foreign(false);
                 }
                 reading => {
-                    let (code, reason, idl) = self.reason(&reading);
-                    tally.undecodable(payload, code, slot, reading.unexplained(payload));
+                    let (code, mut reason, idl) = self.reason(&reading, is_instruction);
+                    if is_instruction {
+                        reason.insert_str(0, INSTRUCTION_REASON);
+                    }
+                    let kind = (is_instruction, code);
+                    tally.undecodable(payload, kind, slot, reading.unexplained(payload));
                     quarantined.push(Quarantined { row, reason, idl });
                 }
             }
@@ -309,11 +352,13 @@ impl Decoder {
             .checked_sub(1)
     }
 
-    fn read(&self, payload: &[u8], slot: u64) -> Reading {
-        let known: Vec<&Vec<Option<usize>>> = self
+    /// What a payload is. `given`: how many accounts an instruction was given, where that is known. A version that
+    /// demands more of them comes after all that do not.
+    fn read(&self, index: &Index, payload: &[u8], slot: u64, given: Option<usize>) -> Reading {
+        let known: Vec<&Vec<Option<usize>>> = index
             .lengths
             .iter()
-            .filter_map(|length| self.by_discriminator.get(payload.get(..*length)?))
+            .filter_map(|length| index.by_discriminator.get(payload.get(..*length)?))
             .collect();
         if known.is_empty() {
             return Reading::Unknown;
@@ -321,14 +366,28 @@ impl Decoder {
         // Within one version no discriminator begins like another, so at most one list has an event of it.
         let event_of = |version: usize| known.iter().find_map(|events| events[version]);
         let in_force = self.in_force(slot);
+        let is_short = |event: usize| {
+            let least = self.events[event].layout.shape.accounts.as_ref();
+            given.is_some_and(|given| least.is_some_and(|of| given < of.least))
+        };
         let mut first_fault = None;
+        let mut short = None;
         let mut failed: Vec<usize> = Vec::new();
         if let Some(event) = in_force.and_then(event_of) {
             match payload::validate(&self.events[event].layout.shape, payload) {
+                Ok(()) if is_short(event) => {
+                    short = Some(Reading::Event {
+                        event,
+                        fallback: false,
+                        short: true,
+                    });
+                    failed.push(self.events[event].alike);
+                }
                 Ok(()) => {
                     return Reading::Event {
                         event,
                         fallback: false,
+                        short: false,
                     };
                 }
                 Err((field, fault)) => {
@@ -352,9 +411,16 @@ impl Decoder {
                 continue;
             }
             match payload::validate(&self.events[event].layout.shape, payload) {
+                Ok(()) if is_short(event) => {
+                    short.get_or_insert(Reading::Event {
+                        event,
+                        fallback: true,
+                        short: true,
+                    });
+                }
                 Ok(()) => match exact {
                     None => exact = Some(event),
-                    Some(first) if self.differ(first, event, payload) => {
+                    Some(first) if self.differ(first, event, payload, given) => {
                         return Reading::Ambiguous {
                             first,
                             second: event,
@@ -372,20 +438,32 @@ impl Decoder {
                 }
             }
         }
-        match (exact, first_fault) {
+        match (exact, short.or(first_fault)) {
             (Some(event), _) => Reading::Event {
                 event,
                 fallback: true,
+                short: false,
             },
-            (None, Some(fault)) => fault,
+            (None, Some(other)) => other,
             (None, None) => Reading::Unknown,
         }
     }
 
-    /// Whether two events read different things from a payload.
-    fn differ(&self, first: usize, second: usize, payload: &[u8]) -> bool {
+    /// Whether two events read different things from a payload, or name the accounts given beside it differently.
+    fn differ(&self, first: usize, second: usize, payload: &[u8], given: Option<usize>) -> bool {
         let [first, second] = [first, second].map(|event| &self.events[event].layout.shape);
-        first.event != second.event || json::event(first, payload) != json::event(second, payload)
+        let names = |of: &'_ Shape| {
+            let given = given.unwrap_or(usize::MAX);
+            of.accounts.as_ref().map(|accounts| {
+                accounts
+                    .names(given)
+                    .map(|(name, optional)| (name.to_owned(), optional))
+                    .collect::<Vec<_>>()
+            })
+        };
+        first.event != second.event
+            || json::event(first, payload) != json::event(second, payload)
+            || names(first) != names(second)
     }
 
     fn label(&self, event: usize) -> &str {
@@ -393,7 +471,7 @@ impl Decoder {
     }
 
     /// Code, reason and IDL label of a record for the quarantine.
-    fn reason(&self, reading: &Reading) -> (&'static str, String, String) {
+    fn reason(&self, reading: &Reading, is_instruction: bool) -> (&'static str, String, String) {
         match reading {
             Reading::Undecodable {
                 event,
@@ -418,9 +496,14 @@ impl Decoder {
             }
             Reading::Unknown | Reading::Event { .. } => {
                 let code = "unknown_discriminator";
+                let what = if is_instruction {
+                    "instruction"
+                } else {
+                    "event"
+                };
                 (
                     code,
-                    format!("{code}: no IDL version has an event that begins like this"),
+                    format!("{code}: no IDL version has an {what} that begins like this"),
                     String::new(),
                 )
             }
@@ -428,15 +511,47 @@ impl Decoder {
     }
 }
 
-/// The compiled events of one version.
-fn compile(program: &[u8; 32], version: &IdlVersion) -> Result<Vec<Layout>, IdlError> {
+impl Index {
+    /// Indexes events, or instructions, of so many versions, and tells each which first one it is like.
+    fn of(events: &mut [Event], versions: usize, instructions: bool) -> Self {
+        let mut index = Self::default();
+        for place in 0..events.len() {
+            let shape = &events[place].layout.shape;
+            if shape.accounts.is_some() != instructions {
+                continue;
+            }
+            index.lengths.push(shape.discriminator.len());
+            let of_versions = index
+                .by_discriminator
+                .entry(shape.discriminator.clone())
+                .or_insert_with(|| vec![None; versions]);
+            let alike = of_versions
+                .iter()
+                .flatten()
+                .find(|other| events[**other].layout.shape == *shape);
+            let alike = alike.map_or(place, |other| events[*other].alike);
+            of_versions[events[place].version] = Some(place);
+            events[place].alike = alike;
+        }
+        index.lengths.sort_unstable();
+        index.lengths.dedup();
+        index
+    }
+}
+
+/// The compiled events of one version, and its instructions where they are asked for.
+fn compile(
+    program: &[u8; 32],
+    version: &IdlVersion,
+    instructions: bool,
+) -> Result<Vec<Layout>, IdlError> {
     let refused = |event: &str, (field, fault)| IdlError::Refused {
         label: version.label.clone(),
         event: event.to_owned(),
         field,
         fault,
     };
-    let definitions = idl::read(program, version)?;
+    let definitions = idl::read(program, version, instructions)?;
     let mut budget = layout::MOST_NODES_PER_FILE;
     let mut layouts: Vec<Layout> = Vec::with_capacity(definitions.events.len());
     for event in &definitions.events {
@@ -452,33 +567,36 @@ fn compile(program: &[u8; 32], version: &IdlVersion) -> Result<Vec<Layout>, IdlE
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(whole(pair[0], TypeFault::DuplicateEvent));
     }
+    for told in [false, true] {
+        check_openings(&layouts, told).map_err(|(event, fault)| whole(&event, fault))?;
+    }
+    Ok(layouts)
+}
+
+/// Whether events, or instructions, can be told apart by how they begin.
+fn check_openings(layouts: &[Layout], instructions: bool) -> Result<(), (String, TypeFault)> {
     let mut openings: Vec<_> = layouts
         .iter()
-        .map(|layout| {
-            (
-                layout.shape.discriminator.as_slice(),
-                layout.shape.event.as_str(),
-            )
-        })
+        .map(|layout| &layout.shape)
+        .filter(|shape| shape.accounts.is_some() == instructions)
+        .map(|shape| (shape.discriminator.as_slice(), shape.event.as_str()))
         .collect();
     openings.sort_unstable();
     if let Some((_, event)) = openings
         .first()
         .filter(|(discriminator, _)| discriminator.is_empty())
     {
-        return Err(whole(event, TypeFault::Discriminator(String::new())));
+        return Err(((*event).to_owned(), TypeFault::Discriminator(String::new())));
     }
     // Sorted, a prefix stands right before what it begins.
     if let Some(pair) = openings
         .windows(2)
         .find(|pair| pair[1].0.starts_with(pair[0].0))
     {
-        return Err(whole(
-            pair[1].1,
-            TypeFault::Discriminator(pair[0].1.to_owned()),
-        ));
+        let other = TypeFault::Discriminator(pair[0].1.to_owned());
+        return Err((pair[1].1.to_owned(), other));
     }
-    Ok(layouts)
+    Ok(())
 }
 
 /// Counts while rows are read; names are put in once, at the end.
@@ -487,7 +605,8 @@ struct Tally<'a> {
     counts: DecodeCounts,
     decoded: Vec<u64>,
     fallback: BTreeMap<usize, (u64, u64, u64)>,
-    undecodable: HashMap<(Vec<u8>, &'static str), Undecodable>,
+    /// By discriminator, and whether it is an instruction, and code.
+    undecodable: HashMap<(Vec<u8>, (bool, &'static str)), Undecodable>,
 }
 
 impl<'a> Tally<'a> {
@@ -512,11 +631,23 @@ impl<'a> Tally<'a> {
         }
     }
 
-    fn undecodable(&mut self, payload: &[u8], code: &'static str, slot: u64, unexplained: usize) {
+    fn foreign(&mut self, is_instruction: bool) {
+        self.counts.foreign += 1;
+        self.counts.instructions.foreign += u64::from(is_instruction);
+    }
+
+    fn undecodable(
+        &mut self,
+        payload: &[u8],
+        kind: (bool, &'static str),
+        slot: u64,
+        unexplained: usize,
+    ) {
         self.counts.undecodable += 1;
+        self.counts.instructions.undecodable += u64::from(kind.0);
         let one = Undecodable::one(slot, unexplained as u64);
         self.undecodable
-            .entry((discriminator(payload).to_vec(), code))
+            .entry((discriminator(payload).to_vec(), kind))
             .and_modify(|found| found.add(one))
             .or_insert(one);
     }
@@ -535,10 +666,16 @@ impl<'a> Tally<'a> {
                 .entry((name, self.decoder.label(event).to_owned()))
                 .or_default() += count;
         }
-        for ((discriminator, code), found) in self.undecodable {
-            counts
-                .undecodable_by
-                .insert((hexadecimal(&discriminator), code.to_owned()), found);
+        for ((discriminator, (is_instruction, code)), found) in self.undecodable {
+            let prefix = if is_instruction {
+                INSTRUCTION_REASON
+            } else {
+                ""
+            };
+            counts.undecodable_by.insert(
+                (hexadecimal(&discriminator), format!("{prefix}{code}")),
+                found,
+            );
         }
         for (event, (first_slot, last_slot, count)) in self.fallback {
             let shape = &self.decoder.events[event].layout.shape;

@@ -3,6 +3,7 @@
 
 use arrow_schema::ArrowError;
 
+use super::instruction::INSTRUCTION;
 use crate::records::RecordError;
 
 /// Why a program's IDL versions make no decoder.
@@ -30,7 +31,7 @@ pub enum IdlError {
         reason: String,
     },
     /// An event of the file cannot be laid out.
-    #[error("{label}: event `{event}`{}: {fault}", field_words(.field))]
+    #[error("{label}: {}{}: {fault}", event_words(.event), field_words(.field))]
     Refused {
         /// The version.
         label: String,
@@ -41,6 +42,13 @@ pub enum IdlError {
         /// What is wrong.
         fault: TypeFault,
     },
+}
+
+fn event_words(event: &str) -> String {
+    match event.strip_prefix(INSTRUCTION) {
+        Some(name) => format!("instruction `{name}`"),
+        None => format!("event `{event}`"),
+    }
 }
 
 fn field_words(field: &str) -> String {
@@ -113,10 +121,15 @@ pub enum TypeFault {
     #[error("the field appears twice")]
     DuplicateField,
     /// Two events have one name.
-    #[error("the event appears twice")]
+    #[error("it appears twice")]
     DuplicateEvent,
+    /// An event is called as instructions are where both are asked for.
+    #[error(
+        "the names of events cannot begin with `instruction:` where instructions are asked for"
+    )]
+    ReservedName,
     /// Two events cannot be told apart.
-    #[error("its discriminator is empty, or begins like that of event `{0}`")]
+    #[error("its discriminator is empty, or begins like that of `{0}`")]
     Discriminator(String),
     /// The type of an event is an enum or an alias.
     #[error("an event has to be a struct")]
@@ -132,6 +145,12 @@ pub enum DecodeError {
     /// The batch does not have the record schema.
     #[error(transparent)]
     Records(#[from] RecordError),
+    /// What an instruction was given is no list of keys.
+    #[error("row {row}: its accounts are not 32 bytes each")]
+    Accounts {
+        /// The first such row.
+        row: usize,
+    },
     /// The batch has records of another program.
     #[error("row {row} is a record of another program than the decoder's")]
     Program {

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::rows::{CPI, RecordRows};
+use super::rows::{CPI, LOG, RecordRows};
 
 /// For every row, whether it is folded into its twin.
 pub(super) fn folded(rows: &RecordRows<'_>) -> Vec<bool> {
@@ -32,7 +32,7 @@ fn fold_transaction(rows: &RecordRows<'_>, range: std::ops::Range<usize>, folded
     if emitted.is_empty() {
         return;
     }
-    for row in range.filter(|row| rows.source(*row) != CPI) {
+    for row in range.filter(|row| rows.source(*row) == LOG) {
         if let Some(left) = emitted.get_mut(rows.payload(row)).filter(|left| **left > 0) {
             *left -= 1;
             folded[row] = true;

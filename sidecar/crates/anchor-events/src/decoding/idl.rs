@@ -1,7 +1,8 @@
 //! Reading an IDL file: both formats, spelled as the newer one and read by `anchor-lang-idl`.
 //!
-//! Only what events reach is read: instructions, accounts and types no event mentions are taken out before
-//! the library sees the file, so whatever is odd in them cannot matter. Files of the older format are spelled
+//! Only what events reach is read, and instructions where they are asked for: accounts and types that neither
+//! mentions are taken out before the library sees the file, so whatever is odd in them cannot matter. To the
+//! library an instruction is an event whose fields are its arguments. Files of the older format are spelled
 //! as the newer one here, with the names that the library's own conversion would give: that conversion drops
 //! generic parameters and refuses tuple structs. Other gaps that this closes: byte-order marks, files without an
 //! address, files of the newer format without its mark, `coption`, a layout given in `events` comes before one
@@ -15,6 +16,7 @@ use heck::SnakeCase as _;
 use serde_json::{Map, Value, json};
 
 use super::error::{IdlError, TypeFault};
+use super::instruction::{self, Accounts, INSTRUCTION};
 
 /// The largest IDL file, in bytes.
 const MOST_IDL_BYTES: usize = 16 << 20;
@@ -35,11 +37,14 @@ pub struct IdlVersion {
     pub json: Vec<u8>,
 }
 
-/// An event as the file defines it, its type still unresolved.
+/// An event or instruction as the file defines it, its type still unresolved.
 pub(super) struct EventDefinition {
+    /// An instruction's begins with [`INSTRUCTION`].
     pub(super) name: String,
     pub(super) discriminator: Vec<u8>,
     pub(super) body: IdlTypeDef,
+    /// Of an instruction: what it is given.
+    pub(super) accounts: Option<Accounts>,
 }
 
 /// The events of a file and the types they reach.
@@ -48,8 +53,13 @@ pub(super) struct EventDefinitions {
     pub(super) types: HashMap<String, IdlTypeDef>,
 }
 
-/// Reads the events of a file. `program` stands in where the file has no address.
-pub(super) fn read(program: &[u8; 32], version: &IdlVersion) -> Result<EventDefinitions, IdlError> {
+/// Reads the events of a file, and its instructions behind them if they are asked for. `program` stands in where the
+/// file has no address.
+pub(super) fn read(
+    program: &[u8; 32],
+    version: &IdlVersion,
+    instructions: bool,
+) -> Result<EventDefinitions, IdlError> {
     let malformed = |reason: String| IdlError::Malformed {
         label: version.label.clone(),
         reason,
@@ -71,29 +81,43 @@ pub(super) fn read(program: &[u8; 32], version: &IdlVersion) -> Result<EventDefi
     };
 
     let mut reader = Reader::new(&file);
-    let events = list(&file, "events")
-        .iter()
-        .map(|event| reader.event(event, &version.label));
-    let events = events.collect::<Result<Vec<_>, _>>()?;
+    let mut events = Vec::new();
+    for event in list(&file, "events") {
+        let event = reader.event(event, &version.label)?;
+        if instructions && event.name.starts_with(INSTRUCTION) {
+            return Err(IdlError::Refused {
+                label: version.label.clone(),
+                event: event.name,
+                field: String::new(),
+                fault: TypeFault::ReservedName,
+            });
+        }
+        events.push(event);
+    }
+    if instructions {
+        for told in list(&file, "instructions") {
+            events.push(reader.instruction(told, &version.label)?);
+        }
+    }
     let reduced = reader.reduced_file(program, &events);
     let bytes = serde_json::to_vec(&reduced).map_err(|error| malformed(error.to_string()))?;
     let idl = anchor_lang_idl::convert::convert_idl(&bytes)
         .map_err(|error| malformed(error.to_string()))?;
-    Ok(pair(idl, events.len()))
+    Ok(pair(idl, events))
 }
 
 /// The bodies of events are at the end of the types, in order.
-fn pair(idl: Idl, events: usize) -> EventDefinitions {
+fn pair(idl: Idl, raw: Vec<RawEvent>) -> EventDefinitions {
     let mut types = idl.types;
-    let bodies = types.split_off(types.len().saturating_sub(events));
-    let events = idl
-        .events
+    let bodies = types.split_off(types.len().saturating_sub(raw.len()));
+    let events = raw
         .into_iter()
         .zip(bodies)
         .map(|(event, body)| EventDefinition {
             name: event.name,
             discriminator: event.discriminator,
             body,
+            accounts: event.accounts,
         })
         .collect();
     let types = types
@@ -103,18 +127,18 @@ fn pair(idl: Idl, events: usize) -> EventDefinitions {
     EventDefinitions { events, types }
 }
 
-fn list<'a>(object: &'a Map<String, Value>, key: &str) -> &'a [Value] {
+pub(super) fn list<'a>(object: &'a Map<String, Value>, key: &str) -> &'a [Value] {
     object
         .get(key)
         .and_then(Value::as_array)
         .map_or(&[], Vec::as_slice)
 }
 
-fn list_of<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+pub(super) fn list_of<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value.as_object().map_or(&[], |object| list(object, key))
 }
 
-fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
+pub(super) fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
     value.get(key).and_then(Value::as_str)
 }
 
@@ -123,6 +147,7 @@ struct RawEvent {
     discriminator: Vec<u8>,
     /// The body, normalized: a type definition.
     body: Value,
+    accounts: Option<Accounts>,
 }
 
 /// Collects what events reach, spelled in the newer format.
@@ -224,6 +249,47 @@ impl<'a> Reader<'a> {
             name: name.to_owned(),
             discriminator,
             body: respelled(name, definition, &body),
+            accounts: None,
+        })
+    }
+
+    /// An instruction as an event whose fields are its arguments.
+    fn instruction(&mut self, told: &'a Value, label: &str) -> Result<RawEvent, IdlError> {
+        let stated = text(told, "name").ok_or_else(|| IdlError::Malformed {
+            label: label.to_owned(),
+            reason: "an instruction has no name".to_owned(),
+        })?;
+        // The older format writes names in camel case; on chain they are what both become here.
+        let named = if self.older {
+            stated.to_snake_case()
+        } else {
+            stated.to_owned()
+        };
+        let name = format!("{INSTRUCTION}{named}");
+        let refused = |field: &str, fault| IdlError::Refused {
+            label: label.to_owned(),
+            event: name.clone(),
+            field: field.to_owned(),
+            fault,
+        };
+        let origin = self.file.get("metadata");
+        let origin = origin.and_then(|metadata| text(metadata, "origin"));
+        let discriminator =
+            instruction::discriminator(told, stated, origin).map_err(|fault| refused("", fault))?;
+        let accounts =
+            Accounts::read(told, self.older).map_err(|fault| refused("accounts", fault))?;
+        let mut normalized = Vec::new();
+        for (place, field) in list_of(told, "args").iter().enumerate() {
+            let argument = text(field, "name").map_or_else(|| place.to_string(), str::to_owned);
+            let field = self.field(field, 0);
+            normalized.push(field.map_err(|fault| refused(&argument, fault))?);
+        }
+        let body = json!({"kind": "struct", "fields": normalized});
+        Ok(RawEvent {
+            discriminator,
+            body: json!({"name": name, "docs": docs(told), "type": body}),
+            name,
+            accounts: Some(accounts),
         })
     }
 

@@ -15,6 +15,7 @@ use anchor_lang_idl::types::{
 
 use super::error::TypeFault;
 use super::idl::{COPTION, EventDefinition, MOST_NESTING};
+use super::instruction::{Accounts, INSTRUCTION};
 use super::json;
 use super::memory::{self, Memory};
 
@@ -23,7 +24,7 @@ pub(super) const MOST_NODES: usize = 10_000;
 /// The most nodes of all events of a file.
 pub(super) const MOST_NODES_PER_FILE: usize = 200_000;
 /// The longest name, in bytes. Bounds how much JSON text a payload byte can become.
-const LONGEST_NAME: usize = 255;
+pub(super) const LONGEST_NAME: usize = 255;
 
 /// Place of a node in its arena.
 pub(super) type NodeId = usize;
@@ -196,6 +197,8 @@ pub(super) struct Shape {
     pub(super) fields: Vec<FieldLayout>,
     pub(super) steps: Vec<Step>,
     pub(super) arena: Arena,
+    /// Of an instruction: what it is given.
+    pub(super) accounts: Option<Accounts>,
 }
 
 /// A compiled event of one version.
@@ -225,7 +228,7 @@ pub(super) fn compile<'a>(
         budget,
     };
     let whole = |fault| (String::new(), fault);
-    check_name(&event.name).map_err(whole)?;
+    check_name(event.name.strip_prefix(INSTRUCTION).unwrap_or(&event.name)).map_err(whole)?;
     let IdlTypeDefTy::Struct { fields } = &event.body.ty else {
         return Err(whole(TypeFault::NotAStruct));
     };
@@ -261,6 +264,7 @@ pub(super) fn compile<'a>(
         steps: steps(&layouts, &arena),
         fields: layouts,
         arena,
+        accounts: event.accounts.clone(),
     };
     Ok(Layout {
         shape,

@@ -1,4 +1,5 @@
-//! Decoding: record batches and a program's IDL versions → one Arrow table per event, and a quarantine.
+//! Decoding: record batches and a program's IDL versions → one Arrow table per event, and a quarantine. Where they are
+//! asked for, instructions have tables like events: their arguments are the fields, and so are their accounts.
 //!
 //! [`Decoder`] is the principal type. A payload decodes only by **exact consumption**: every byte is used.
 //! Programs change layouts under one discriminator, so versions are tried in an order: the one in force at
@@ -16,6 +17,7 @@ mod error;
 mod explain;
 mod fold;
 mod idl;
+mod instruction;
 mod json;
 mod layout;
 mod memory;
@@ -26,11 +28,11 @@ mod rows;
 mod table;
 mod wide;
 
-pub use counts::{DecodeCounts, Fallback, Undecodable};
+pub use counts::{DecodeCounts, Fallback, InstructionCounts, Undecodable};
 pub use decoder::{DecodePolicy, Decoded, Decoder};
 pub use describe::{EventDescription, FieldDescription};
 pub use error::{DecodeError, IdlError, TypeFault};
 pub use explain::{Explanation, FieldBytes};
 pub use idl::IdlVersion;
 pub use quarantine::quarantine_schema;
-pub use table::EventTable;
+pub use table::{EventTable, TableKind};

@@ -13,7 +13,7 @@ use super::columns::field;
 use super::error::DecodeError;
 use super::rows::RecordRows;
 use super::table::instant;
-use crate::records::record_schema;
+use crate::records::{ACCOUNTS, record_schema};
 
 /// A row of the quarantine.
 pub(super) struct Quarantined {
@@ -30,8 +30,8 @@ pub(super) fn discriminator(payload: &[u8]) -> &[u8] {
     payload.get(..8).unwrap_or(payload)
 }
 
-/// The schema of quarantine batches: the record columns, then `discriminator`, `reason` and `idl`. As in
-/// event tables, `source` is a word and `block_time` an instant.
+/// The schema of quarantine batches: the record columns, `accounts` (null but for instructions), then
+/// `discriminator`, `reason` and `idl`. As in event tables, `source` is a word and `block_time` an instant.
 pub fn quarantine_schema() -> SchemaRef {
     let mut fields = Vec::new();
     for column in record_schema().fields() {
@@ -48,6 +48,7 @@ pub fn quarantine_schema() -> SchemaRef {
         };
         fields.push(field(name, kind, column.is_nullable(), postgres, ""));
     }
+    fields.push(field(ACCOUNTS, DataType::Binary, true, "bytea", ""));
     fields.push(field("discriminator", DataType::Binary, false, "bytea", ""));
     fields.push(field("reason", DataType::Utf8, false, "text", ""));
     fields.push(field("idl", DataType::Utf8, false, "text", ""));
@@ -98,6 +99,11 @@ pub(super) fn build(
         };
         columns.push(column);
     }
+    let mut accounts = BinaryBuilder::new();
+    for entry in quarantined {
+        accounts.append_option(records.accounts(entry.row));
+    }
+    columns.push(Arc::new(accounts.finish()));
     let mut discriminators = BinaryBuilder::new();
     let mut reasons = StringBuilder::new();
     let mut idls = StringBuilder::new();

@@ -1,16 +1,24 @@
 //! A record batch as the decoder reads it: typed columns, checked once.
 
 use arrow_array::cast::AsArray as _;
-use arrow_array::types::{Int64Type, UInt8Type, UInt32Type, UInt64Type};
+use arrow_array::types::{Int64Type, UInt8Type, UInt16Type, UInt32Type, UInt64Type};
 use arrow_array::{
-    Array as _, BinaryArray, BooleanArray, FixedSizeBinaryArray, PrimitiveArray, RecordBatch,
+    Array as _, BinaryArray, BooleanArray, FixedSizeBinaryArray, ListArray, PrimitiveArray,
+    RecordBatch,
 };
 
 use super::error::DecodeError;
-use crate::records::{RecordError, Source, record_schema};
+use super::instruction::KEY_BYTES;
+use crate::records::{ACCOUNTS, RecordError, Source, record_schema};
+
+/// The value of `source` for a record that was logged.
+pub(super) const LOG: u8 = Source::Log as u8;
 
 /// The value of `source` for a record that was emitted by CPI.
 pub(super) const CPI: u8 = Source::Cpi as u8;
+
+/// The value of `source` for an instruction.
+pub(super) const INSTRUCTION: u8 = Source::Instruction as u8;
 
 /// Typed columns of a record batch.
 pub(super) struct RecordRows<'a> {
@@ -24,6 +32,9 @@ pub(super) struct RecordRows<'a> {
     program: &'a FixedSizeBinaryArray,
     source: &'a PrimitiveArray<UInt8Type>,
     payload: &'a BinaryArray,
+    path: (&'a ListArray, &'a PrimitiveArray<UInt16Type>),
+    /// None where the batch comes from a stream without instructions.
+    pub(super) accounts: Option<&'a BinaryArray>,
 }
 
 impl<'a> RecordRows<'a> {
@@ -53,6 +64,26 @@ impl<'a> RecordRows<'a> {
                 .as_boolean_opt()
                 .ok_or_else(|| mismatch(position))
         };
+        let position = schema.fields().len();
+        let accounts = match found.get(position) {
+            Some(field) if field.name() == ACCOUNTS => Some(
+                batch
+                    .column(position)
+                    .as_binary_opt()
+                    .ok_or_else(|| mismatch(position))?,
+            ),
+            _ => None,
+        };
+        if let Some(accounts) = accounts
+            && let Some(row) = (0..accounts.len())
+                .find(|row| accounts.is_valid(*row) && accounts.value(*row).len() % KEY_BYTES != 0)
+        {
+            return Err(DecodeError::Accounts { row });
+        }
+        let paths = batch
+            .column(7)
+            .as_list_opt::<i32>()
+            .ok_or_else(|| mismatch(7))?;
         Ok(Self {
             slot: batch
                 .column(0)
@@ -79,7 +110,33 @@ impl<'a> RecordRows<'a> {
             payload: batch.column(8).as_binary_opt().ok_or_else(|| mismatch(8))?,
             failed: boolean(9)?,
             truncated: boolean(10)?,
+            path: (
+                paths,
+                paths
+                    .values()
+                    .as_primitive_opt()
+                    .ok_or_else(|| mismatch(7))?,
+            ),
+            accounts,
         })
+    }
+
+    /// The keys given to an instruction, 32 bytes each; none where they are not known.
+    pub(super) fn accounts(&self, row: usize) -> Option<&'a [u8]> {
+        let accounts = self.accounts?;
+        accounts.is_valid(row).then(|| accounts.value(row))
+    }
+
+    /// The instruction that a record is of.
+    pub(super) fn path(&self, row: usize) -> &'a [u16] {
+        let (lists, items) = self.path;
+        let place = |row: usize| usize::try_from(lists.value_offsets()[row]).unwrap_or_default();
+        &items.values()[place(row)..place(row + 1)]
+    }
+
+    /// The program whose record a row is.
+    pub(super) fn program(&self, row: usize) -> &'a [u8] {
+        self.program.value(row)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -92,10 +149,10 @@ impl<'a> RecordRows<'a> {
 
     /// The source as tables spell it.
     pub(super) fn source_word(&self, row: usize) -> &'static str {
-        if self.source(row) == CPI {
-            "cpi"
-        } else {
-            "log"
+        match self.source(row) {
+            CPI => "cpi",
+            INSTRUCTION => "instruction",
+            _ => "log",
         }
     }
 

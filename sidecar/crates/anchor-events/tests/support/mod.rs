@@ -11,7 +11,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anchor_events::{Decoded, Decoder, IdlVersion, record_schema};
+use anchor_events::{Decoded, Decoder, IdlVersion, record_schema, record_schema_with_accounts};
 use arrow_array::builder::{ListBuilder, UInt16Builder};
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{
@@ -237,4 +237,14 @@ pub fn shared_data() -> Option<PathBuf> {
         println!("skipped: no real data at {}", folder.display());
         None
     }
+}
+
+/// The rows as instructions of the program, each given accounts or none that are known.
+pub fn instructions(rows: &[(Row, Option<Vec<u8>>)]) -> RecordBatch {
+    let plain: Vec<Row> = rows.iter().map(|(row, _)| row.clone()).collect();
+    let mut columns = batch(&plain).columns().to_vec();
+    columns[6] = Arc::new(UInt8Array::from(vec![2u8; rows.len()]));
+    let accounts = rows.iter().map(|(_, accounts)| accounts.as_ref());
+    columns.push(Arc::new(accounts.collect::<BinaryArray>()));
+    RecordBatch::try_new(record_schema_with_accounts(), columns).unwrap()
 }
