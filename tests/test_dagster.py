@@ -1,80 +1,26 @@
 """The whole stack as a person meets it: its UI in a browser, who may start what, and what happens by itself."""
 
-import os
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 from conftest import short_home
-from services import built, free_port, simulate, wait_until
+from services import built, simulate, wait_until
+from stack import Dagster, uho_up
 
 from uho_pipelines.graphql import ask, backfill_progress
-from uho_pipelines.runtime.postgres import EmbeddedPostgres
 from uho_pipelines.sensors import PARTITION_TAGS
-from uho_pipelines.warehouse import connect
 
 CHUNK_SLOTS = 350
 FIRST_SLOT, LAST_SLOT = 1_295_000, 1_297_099  # six chunks; the third has the end of epoch 2 in it
 KEYS = [f"{start:010d}" for start in range(FIRST_SLOT, LAST_SLOT, CHUNK_SLOTS)]
-HEADER = "X-Forwarded-User"
-
-LAUNCH = """
-mutation Launch($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename
-    ... on LaunchBackfillSuccess { backfillId }
-    ... on PythonError { message }
-  }
-}"""
-
 BACKFILL_TAGS = """
 query Tags($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill {
   tags { key value } } } }"""
-RUNS = """
-query Runs($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results {
-  runId status jobName tags { key value } } } } }"""
 LAUNCH_RUN = """
 mutation Run($params: ExecutionParams!) { launchPipelineExecution(executionParams: $params) {
   __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
   ... on RunConfigValidationInvalid { errors { message } } } }"""
-
-
-@dataclass(frozen=True)
-class Dagster:
-    """A running stack: where its UI is, and its home."""
-
-    url: str
-    home: Path
-    log: Path
-
-    def as_user(self, user: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """Ask GraphQL as the proxy does for this person."""
-        answer = requests.post(
-            f"{self.url}/graphql", json={"query": query, "variables": variables}, headers={HEADER: user}, timeout=60
-        ).json()
-        assert "errors" not in answer, answer
-        return answer["data"]
-
-    def launch(self, user: str, program: str, keys: list[str]) -> dict[str, Any]:
-        """Launch a backfill as the UI's dialog does."""
-        assets = [{"path": ["sim", "demo", f"{program}_{stage}"]} for stage in ("records", "events")]
-        params = {"assetSelection": assets, "partitionNames": keys}
-        return self.as_user(user, LAUNCH, {"params": params})["launchPartitionBackfill"]
-
-    def runs(self, **tags: str) -> list[dict[str, Any]]:
-        """Return the runs that have all of these tags (`__` stands for `/`)."""
-        wanted = [{"key": key.replace("__", "/"), "value": value} for key, value in tags.items()]
-        return ask(self.url, RUNS, {"filter": {"tags": wanted}})["runsOrError"]["results"]
-
-    def query(self, text: str) -> list[tuple[Any, ...]]:
-        """Ask the warehouse."""
-        with connect(EmbeddedPostgres(self.home).url("uho"), application_name="test") as connection:
-            return connection.execute(text).fetchall()
 
 
 @pytest.fixture(scope="module")
@@ -91,38 +37,8 @@ def dagster():
         # The second and third of the chunks, so that one can be read now and one when epoch 3 is published.
         lines += [f"first_slot: {FIRST_SLOT + CHUNK_SLOTS}", f"last_slot: {FIRST_SLOT + 3 * CHUNK_SLOTS - 1}"]
         vault.write_text("\n".join([*lines, "follow: true", ""]))
-        webserver = free_port()
-        environment = {
-            **os.environ,
-            "UHO_HOME": str(home),
-            "UHO_PROGRAMS_DIR": str(programs),
-            "UHO_WEBSERVER_PORT": str(webserver),
-            "UHO_CODE_SERVER_PORT": str(free_port()),
-            "UHO_SIDECAR_URL": f"http://127.0.0.1:{free_port()}",
-            "UHO_USER_HEADER": HEADER,
-            "UHO_TRUSTED_PROXIES": '["127.0.0.1/32"]',
-            "UHO_ARCHIVE_TIP_SECONDS": "5",
-            "UHO_DISK_RESERVE_BYTES": "0",
-            "COLUMNS": "200",
-        }
-        log = home / "up.log"
-        with log.open("wb") as output:
-            uho = Path(sys.executable).parent / "uho"
-            up = subprocess.Popen([uho, "up"], env=environment, stdout=output, stderr=output)
-        try:
-            wait_until(
-                lambda: "Ctrl-C stops everything" in log.read_text() or up.poll() is not None,
-                "uho up",
-                seconds=120,
-                pause=0.5,
-            )
-            assert up.poll() is None, log.read_text()
-            yield Dagster(f"http://127.0.0.1:{webserver}", home, log)
-        finally:
-            if os.environ.get("KEEP"):
-                shutil.copytree(home / "logs", "/tmp/keep", dirs_exist_ok=True)
-            up.terminate()
-            up.wait(60)
+        with uho_up(home, programs, UHO_ARCHIVE_TIP_SECONDS="5") as stack:
+            yield stack
 
 
 def partition(run: dict[str, Any]) -> str:

@@ -175,6 +175,9 @@ class Settings(BaseSettings):
     """The priority of a program's runs, `{"mainnet/acme/amm": 5}`, added to the person's. A run's own
     `dagster/priority` counts instead of both."""
 
+    worker_check_seconds: Annotated[int, Field(ge=1, le=120)] = 30
+    """Seconds between two looks at whether the workers of runs live; one that is not there twice is gone."""
+
     archive_tip_seconds: Annotated[int, Field(ge=1)] = 600
     """Seconds between two looks at whether the archive has a new epoch."""
 

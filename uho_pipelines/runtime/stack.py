@@ -6,7 +6,6 @@ How Postgres is run is `postgres.py`'s business, how one child process is run is
 
 import json
 import os
-import shutil
 import socket
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
+import yaml
 from pydantic import SecretStr
 
 import uho_pipelines
@@ -203,10 +203,18 @@ def start_simulated_node(settings: Settings, port: int) -> Child:
 
 
 def dagster_home(settings: Settings) -> Path:
-    """Return Dagster's home in `UHO_HOME`, with the project's `dagster.yaml` as it is now."""
+    """Return Dagster's home in `UHO_HOME`, with the project's `dagster.yaml` as it is now, and as the settings say."""
     folder = settings.home / "dagster"
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(PROJECT_ROOT / "dagster.yaml", folder / "dagster.yaml")
+    document = yaml.safe_load((PROJECT_ROOT / "dagster.yaml").read_text(encoding="utf-8"))
+    document["run_monitoring"] |= {
+        "poll_interval_seconds": settings.worker_check_seconds,
+        "free_slots_after_run_end_seconds": 2 * settings.worker_check_seconds,
+    }
+    # Another `uho` may read it at this moment.
+    written = folder / f"dagster.yaml.{os.getpid()}"
+    written.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    written.replace(folder / "dagster.yaml")
     return folder
 
 
@@ -234,6 +242,7 @@ def settings_environment(settings: Settings) -> dict[str, str]:
         "UHO_CODE_SERVER_PORT": str(settings.code_server_port),
         "UHO_TRUSTED_PROXIES": json.dumps([str(proxy) for proxy in settings.trusted_proxies]),
         "UHO_BACKFILL_START_SECONDS": str(settings.backfill_start_seconds),
+        "UHO_WORKER_CHECK_SECONDS": str(settings.worker_check_seconds),
         "UHO_ARCHIVE_TIP_SECONDS": str(settings.archive_tip_seconds),
         "UHO_USER_PRIORITIES": json.dumps(settings.user_priorities),
         "UHO_PROGRAM_PRIORITIES": json.dumps(settings.program_priorities),
