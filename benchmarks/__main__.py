@@ -1,8 +1,9 @@
-"""`python -m benchmarks [all|reader|memory]`: writes archives, measures, and prints tables of ratios.
+"""`python -m benchmarks [all|reader|memory|operating]`: writes archives, measures, and prints tables of ratios.
 
 What belongs here: which figures there are, and how a person reads them.
 """
 
+import socket
 import statistics
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import copying, decoding, memory, plain, scanning, swaps, whole_path
+from benchmarks import copying, decoding, memory, operating, plain, scanning, swaps, whole_path
 from benchmarks.measuring import Spent, median_of, spread
 from benchmarks.stage import Archive, Stage, stage, temporary_folder, write_archive
 
@@ -75,6 +76,48 @@ def reader(
     """Measure the reader alone, beside its targets."""
     with temporary_folder(folder) as base:
         _show_reader(write_archive(base / "reader", megabytes, program_percent), runs)
+
+
+@application.command("operating")
+def operating_figures(
+    programs: Annotated[int, typer.Option(min=2, help="Programs in the code location.")] = 20,
+    chunks: Annotated[int, typer.Option(min=4_000, help="Chunks of each.")] = 4_500,
+    folder: Folder = None,
+) -> None:
+    """Measure Dagster with many programs of thousands of chunks, and who waits for whom (about half an hour)."""
+    with temporary_folder(folder) as base, socket.socket() as one, socket.socket() as two, socket.socket() as three:
+        ports: list[int] = []
+        for probe in (one, two, three):
+            probe.bind(("127.0.0.1", 0))
+            ports.append(int(probe.getsockname()[1]))
+        for probe in (one, two, three):
+            probe.close()
+        found = operating.measure(base, programs, chunks, (ports[0], ports[1], ports[2]), console.print)
+    table = _table(f"{programs} programs of {chunks:,} chunks each, in one code location", "figure", "measured")
+    table.add_row("`uho up` until the UI has everything", f"{found.up_seconds:.1f} s")
+    wall, cpu = found.definitions
+    table.add_row("definitions built, in a process of its own", f"{wall:.1f} s ({cpu:.1f} s CPU)")
+    for what, seconds in found.pages.items():
+        table.add_row(what, f"{seconds:.2f} s")
+    launched = found.launched
+    table.add_row(f"backfill of {launched.runs:,} chunks: the UI's answer", f"{launched.answer_seconds:.1f} s")
+    table.add_row("… until all of its runs are queued", f"{launched.queued_seconds:.0f} s")
+    per_run = launched.daemon_cpu_seconds / launched.runs
+    table.add_row("… CPU of the daemon for each run queued", f"{1000 * per_run:.0f} ms")
+    table.add_row("… cancelled, until none is queued or under way", f"{found.cancelled_seconds:.0f} s")
+    for name, share in found.waiting.items():
+        table.add_row(f"… while all of it waits: {name}", f"{share:.1%} of a core")
+    table.add_section()
+    for before, after in zip(found.memory, found.memory_launched, strict=True):
+        table.add_row(
+            f"resident MiB of {before.process}: after the pages, with the backfill queued, peak",
+            f"{_mebibytes(before.now)}, {_mebibytes(after.now)}, {_mebibytes(after.peak)}",
+        )
+    table.add_section()
+    table.add_row(f"three people's {len(found.starts)} chunks, {', '.join(found.ends)}", f"{found.seconds:.0f} s")
+    table.add_row("… CPU of the daemon a chunk", f"{found.daemon_per_chunk:.2f} s")
+    console.print(table)
+    console.print("order of starts, from the event log: " + " ".join(person for person, _, _ in found.starts))
 
 
 @application.command("memory")

@@ -96,12 +96,10 @@ def queue(monkeypatch, tmp_path, postgres) -> Iterator[Queue]:
     configured = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
     url = fresh_database(postgres, "run_queue").replace("postgresql://", "postgresql+psycopg2://")
     overrides = {
-        "storage": {"postgres": {"postgres_url": url}},
-        **{key: configured[key] for key in ("run_coordinator", "concurrency")},
+        **{key: configured[key] for key in ("storage", "run_coordinator", "concurrency")},
     }
+    monkeypatch.setenv("UHO_DAGSTER_POSTGRES_URL", url)
     with instance_for_test(overrides=overrides) as instance:
-        # Connections are kept: the daemon opens one for everything it does.
-        instance.optimize_for_webserver(15_000, 3_600, 20)
         yield Queue(instance)
 
 
