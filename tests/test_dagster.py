@@ -1,6 +1,9 @@
 """The whole stack as a person meets it: its UI in a browser, who may start what, and what happens by itself."""
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +42,28 @@ def dagster():
         vault.write_text("\n".join([*lines, "follow: true", ""]))
         with uho_up(home, programs, UHO_ARCHIVE_TIP_SECONDS="5") as stack:
             yield stack
+
+
+PARTITIONS = """
+query Partitions($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode { partitionKeys } } }"""
+
+
+def partitions(dagster: Dagster, *path: str) -> list[str] | None:
+    """Return the partitions of an asset; None when there is no such asset."""
+    return ask(dagster.url, PARTITIONS, {"key": {"path": path}})["assetNodeOrError"].get("partitionKeys")
+
+
+def test_a_program_that_is_registered_appears_and_the_others_stay(dagster: Dagster, tmp_path: Path) -> None:
+    before = partitions(dagster, "sim", "demo", "orderbook_events")
+    new = tmp_path / "newcomer"
+    shutil.copytree(dagster.home / "sim" / "programs" / "vault", new)
+    (new / "program.yaml").write_text((new / "program.yaml").read_text().replace("owner: demo", "owner: acme"))
+    uho = [Path(sys.executable).parent / "uho", "register", new]
+    done = subprocess.run(uho, env=dagster.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Dagster reloads" in done.stdout
+    wait_until(lambda: partitions(dagster, "sim", "acme", "newcomer_events"), "its assets", seconds=60, pause=0.5)
+    assert partitions(dagster, "sim", "demo", "orderbook_events") == before
 
 
 def partition(run: dict[str, Any]) -> str:

@@ -157,6 +157,26 @@ def ready(program: Annotated[str | None, typer.Argument(help="A program; default
     raise typer.Exit(0 if run_ready(load_settings(), program, console) else 1)
 
 
+@app.command()
+def programs(json: AsJson = False) -> None:
+    """List the registered programs, and what is wrong with the folders that are refused (then exit with 1)."""
+    from uho_pipelines.registration import run_programs
+    from uho_pipelines.settings import load_settings
+
+    raise typer.Exit(0 if run_programs(load_settings(), console, as_json=json) else 1)
+
+
+@app.command()
+def register(
+    folder: Annotated[Path, typer.Argument(help="A folder with program.yaml and IDLs; its name is the program's.")],
+) -> None:
+    """Check a program folder and add it: its tables, its owner's role, and a reload of the Dagster that runs."""
+    from uho_pipelines.registration import run_register
+    from uho_pipelines.settings import load_settings
+
+    run_register(load_settings(), folder, console)
+
+
 @alerts_app.callback(invoke_without_command=True)
 def alerts(
     context: typer.Context,

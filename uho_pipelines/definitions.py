@@ -25,17 +25,16 @@ from uho_pipelines.assets import (
     scan_groups,
 )
 from uho_pipelines.chunks import SLOTS_PER_EPOCH, program_chunks
-from uho_pipelines.decoding import decoder_for
 from uho_pipelines.errors import UhoError
 from uho_pipelines.freshness import FRESHNESS, freshness_check, freshness_sensor
 from uho_pipelines.redaction import redact
-from uho_pipelines.registry import Program, ProgramFault, ProgramRefusedError, load_registry
+from uho_pipelines.registration import usable_programs
+from uho_pipelines.registry import Program, load_registry
 from uho_pipelines.sensors import follow_sensor, tip_sensor
 from uho_pipelines.settings import Settings, load_settings
 from uho_pipelines.slots_job import slots_job
 from uho_pipelines.upkeep import repair_job, verify_job, verify_schedule
 from uho_pipelines.warehouse import Connection, connect, is_migrated, migrate
-from uho_pipelines.warehouse.indexes import asked_indexes
 from uho_pipelines.warehouse.ledger import fix_chunk_slots, get_tip, set_tip
 
 log = logging.getLogger(__name__)
@@ -120,20 +119,6 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             "refused programs": dg.MetadataValue.md("\n".join(f"* {fault}" for fault in faults) or "none"),
         },
     )
-
-
-def usable_programs(programs: Iterable[Program]) -> tuple[list[Program], list[ProgramFault]]:
-    """Return the programs whose IDLs make a decoder that has what they ask to be indexed, and why the others do not."""
-    usable: list[Program] = []
-    faults: list[ProgramFault] = []
-    for program in programs:
-        try:
-            asked_indexes(program, decoder_for(program).tables())
-        except ProgramRefusedError as error:
-            faults.extend(error.faults)
-        else:
-            usable.append(program)
-    return usable, faults
 
 
 def open_ended(programs: Iterable[Program]) -> dict[str, int]:

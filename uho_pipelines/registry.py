@@ -271,7 +271,7 @@ def load_registry(settings: Settings) -> Registry:
     for folder in folders:
         try:
             program = read_program(folder, settings)
-            _refuse_conflicts(program, programs)
+            refuse_conflicts(program, programs)
         except ProgramRefusedError as error:
             faults.extend(error.faults)
         else:
@@ -423,8 +423,12 @@ def _field_faults(fields: _ProgramFile, name: str, settings: Settings, where: st
         yield ProgramFault(where, "idls", "two versions have the same from_slot")
 
 
-def _refuse_conflicts(program: Program, others: list[Program]) -> None:
-    """Refuse a program registered twice, or in another owner's or network's scan group; the first one stands."""
+def refuse_conflicts(program: Program, others: list[Program]) -> None:
+    """Refuse a program registered twice, or in another owner's or network's scan group; the first one stands.
+
+    Raises:
+        ProgramRefusedError
+    """
     where = f"{program.name}/{PROGRAM_FILE}"
     owner = (program.network, program.owner)
     for other in others:

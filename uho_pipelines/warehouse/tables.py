@@ -25,6 +25,7 @@ from uho_pipelines.warehouse.naming import (
     column_name,
     table_name,
 )
+from uho_pipelines.warehouse.roles import ensure_owner_role
 
 POSTGRES_TYPES: Mapping[str, sql.SQL] = {
     "bigint": sql.SQL("bigint"),
@@ -149,6 +150,7 @@ def ensure_tables(connection: Connection, program: Program, tables: Sequence[uho
     Raises:
         ColumnTypeError: a column exists with another type than the decoder asks for now, or has no type.
         EventRefusedError: Postgres can have no table for an event.
+        OwnerRoleError: the owner's role is not there, and may not be made.
     """
     with connection.transaction():
         lock = f"uho tables {program.key}"
@@ -157,6 +159,7 @@ def ensure_tables(connection: Connection, program: Program, tables: Sequence[uho
         existing = _read_catalog(connection, program.schema_name)
         if existing is None:
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(program.schema_name)))
+        ensure_owner_role(connection, program)
         plans = {table.name: _ensure_table(connection, program, table, names, existing or {}) for table in tables}
     return WarehousePlan(program.schema_name, plans)
 
