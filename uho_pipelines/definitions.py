@@ -27,6 +27,7 @@ from uho_pipelines.assets import (
 from uho_pipelines.chunks import SLOTS_PER_EPOCH, program_chunks
 from uho_pipelines.errors import UhoError
 from uho_pipelines.freshness import FRESHNESS, freshness_check, freshness_sensor
+from uho_pipelines.pool_waiting import sleep_while_waiting
 from uho_pipelines.redaction import redact
 from uho_pipelines.registration import usable_programs
 from uho_pipelines.registry import Program, load_registry
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 # Partition-aware checks and backfill policies are preview and beta in Dagster 1.13; both are chosen, not stumbled into.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+
+sleep_while_waiting()
 
 EXECUTOR = dg.in_process_executor.configured({"step_dependency_config": {"require_upstream_step_success": False}})
 """One process a run, and a step begins when what it needs is there: in a scan group, a program whose records are
