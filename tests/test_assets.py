@@ -20,7 +20,7 @@ from streams import (
     stream_of,
 )
 
-from uho_pipelines import materialization
+from uho_pipelines import assets, materialization
 from uho_pipelines.assets import events_key, idl_key, records_key
 from uho_pipelines.chunks import Chunk
 from uho_pipelines.definitions import build_definitions
@@ -161,6 +161,28 @@ def test_records_and_events_of_a_chunk_are_made_in_one_run(run, programs, wareho
         *("jobId", "program", "chunk", "currentSlot", "eventsWritten", "eventsSkipped", "skipRate", "elapsed")
     }
     assert [line["currentSlot"] for line in lines[:5]] == [120, 140, 160, 180, 200]
+
+
+def test_a_chunk_that_takes_long_shows_on_its_page_how_far_it_is(run, programs, monkeypatch):
+    alpha = programs["alpha"]
+    outcome = run(records_key(alpha), events_key(alpha))
+    observed = [event for event in outcome.events if event.event_type_value == "ASSET_OBSERVATION"]
+    assert {event.asset_key for event in observed} == {idl_key(alpha)}, "a short one does not: events cost"
+    monkeypatch.setattr(assets, "OBSERVED_EVERY_SECONDS", 0.0)
+    config = {"ops": {"demo_sim_pair_records": {"config": {"start_over": True}}}}
+    outcome = run(records_key(alpha), events_key(alpha), config=config)
+    observations = [
+        event.asset_observation_data.asset_observation
+        for event in outcome.events
+        if event.event_type_value == "ASSET_OBSERVATION"
+    ]
+    assert {observation.partition for observation in observations} == {CHUNK.key}
+    read = [seen for seen in observations if seen.asset_key == records_key(alpha)]
+    assert [seen.metadata["slot reached"].value for seen in read] == [120, 140, 160, 180, 200]
+    assert read[0].metadata["done %"].value == 20.0
+    assert read[-1].metadata["archive bytes/s"].value > 0
+    loaded = [seen for seen in observations if seen.asset_key == events_key(alpha)]
+    assert loaded[-1].metadata["events so far"].value == CHUNK.slots
 
 
 def test_programs_of_a_group_are_read_in_one_stream(run, programs, sidecar, warehouse):

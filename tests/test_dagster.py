@@ -57,7 +57,8 @@ def test_a_program_that_is_registered_appears_and_the_others_stay(dagster: Dagst
     before = partitions(dagster, "sim", "demo", "orderbook_events")
     new = tmp_path / "newcomer"
     shutil.copytree(dagster.home / "sim" / "programs" / "vault", new)
-    (new / "program.yaml").write_text((new / "program.yaml").read_text().replace("owner: demo", "owner: acme"))
+    text = (new / "program.yaml").read_text().replace("owner: demo", "owner: acme")
+    (new / "program.yaml").write_text(text.replace("scan_group: demo", "scan_group: newcomer"))
     uho = [Path(sys.executable).parent / "uho", "register", new]
     done = subprocess.run(uho, env=dagster.environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -61,6 +61,9 @@ JOB_TAG = "uho/job"
 DATA_VERSION_TAG = "dagster/data_version"
 """The tag by which an observation tells an asset's data version."""
 
+OBSERVED_EVERY_SECONDS = 60.0
+"""While a chunk's stage is under way, its page shows how far it is so often."""
+
 EventsOfOp = Generator[dg.MaterializeResult[Any] | dg.AssetCheckResult | dg.AssetObservation]
 """What an op yields."""
 
@@ -183,7 +186,8 @@ def records_asset(settings: Settings, group: ScanGroup) -> dg.AssetsDefinition:
     def records(context: AssetExecutionContext, config: RecordsConfig) -> EventsOfOp:
         programs = [program for key, program in by_key.items() if key in context.selected_asset_keys]
         chunk = parse_key(context.partition_key, settings.network(group.network).chunk_slots)
-        outcomes = read_records(settings, programs, chunk, _reporter(context), start_over=config.start_over)
+        observe = Observer(context, chunk, {program.key: key for key, program in by_key.items()})
+        outcomes = read_records(settings, programs, chunk, _reporter(context, observe), start_over=config.start_over)
         failed: list[str] = []
         for outcome in outcomes:
             yield from _records_events(outcome, chunk, failed)
@@ -223,7 +227,8 @@ def events_asset(
         chunk = parse_key(context.partition_key, settings.network(program.network).chunk_slots)
         yield from _observe_idl(context, program)
         try:
-            outcome = load_events(settings, program, chunk, _reporter(context), context.run.run_id)
+            reporter = _reporter(context, Observer(context, chunk, {program.key: key}))
+            outcome = load_events(settings, program, chunk, reporter, context.run.run_id)
         except ProgramHaltedError as error:
             raise dg.Failure(description=str(error), allow_retries=False) from None
         check = outcome.verdict.result(key, SKIP_RATE)
@@ -342,9 +347,42 @@ def _observe_idl(context: AssetExecutionContext, program: Program) -> EventsOfOp
         context.get_step_execution_context().fetch_external_input_asset_version_info()
 
 
-def _reporter(context: AssetExecutionContext) -> Reporter:
+class Observer:
+    """Shows on a chunk's page how far it is, while it takes long: now and then, since each event costs Dagster work."""
+
+    def __init__(self, context: AssetExecutionContext, chunk: Chunk, keys: Mapping[str, dg.AssetKey]) -> None:
+        self.context = context
+        self.chunk = chunk
+        self.keys = keys
+        self.said_at: dict[str, float] = {}
+        """Seconds of the stage at which each program was last shown; a stage that is shorter is not shown at all."""
+
+    def __call__(self, progress: Progress) -> None:
+        """Show the progress, unless the last one was shown a moment ago."""
+        if progress.elapsed - self.said_at.get(progress.program, 0.0) < OBSERVED_EVERY_SECONDS:
+            return
+        self.said_at[progress.program] = progress.elapsed
+        share = (progress.current_slot - self.chunk.start) / self.chunk.slots
+        seconds = max(progress.elapsed, 1e-9)
+        what = "records" if progress.stage == "records" else "events"
+        metadata: dict[str, Any] = {
+            "stage": progress.stage,
+            "slot reached": progress.current_slot,
+            "done %": round(100 * share, 1),
+            f"{what} so far": progress.events_written,
+            f"{what}/s": round(progress.events_written / seconds),
+            "seconds so far": round(progress.elapsed, 1),
+        }
+        if progress.bytes_read:
+            metadata["archive bytes/s"] = round(progress.bytes_read / seconds)
+        key = self.keys[progress.program]
+        self.context.log_event(dg.AssetObservation(key, partition=self.chunk.key, metadata=metadata))
+
+
+def _reporter(context: AssetExecutionContext, observe: Observer) -> Reporter:
     def tell(progress: Progress) -> None:
         context.log.info(progress.as_json())
+        observe(progress)
         tell_listener(progress)
 
     return Reporter(

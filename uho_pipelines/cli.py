@@ -139,13 +139,16 @@ def repair(program: ProgramName, from_slot: FromSlot = None, to_slot: ToSlot = N
 
 @app.command()
 def status(
-    program: Annotated[str | None, typer.Argument(help="A program; default: all of them.")] = None, json: AsJson = False
+    program: Annotated[str | None, typer.Argument(help="A program; default: all of them.")] = None,
+    json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Tell again every few seconds, backfills too.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Between two looks of --watch.")] = 5.0,
 ) -> None:
-    """Tell what the ledger knows: chunks, proven slots, quarantine, halts, and how far a replay is."""
+    """Tell what the ledger knows: chunks, speed and estimate, proven slots, quarantine, halts, stalls, replays."""
     from uho_pipelines.settings import load_settings
     from uho_pipelines.status import run_status
 
-    run_status(load_settings(), program, console, as_json=json)
+    run_status(load_settings(), program, console, as_json=json, watch=seconds if watch else None)
 
 
 @app.command()

@@ -28,6 +28,7 @@ from uho_pipelines.chunks import SLOTS_PER_EPOCH, program_chunks
 from uho_pipelines.errors import UhoError
 from uho_pipelines.freshness import FRESHNESS, freshness_check, freshness_sensor
 from uho_pipelines.pool_waiting import sleep_while_waiting
+from uho_pipelines.progress import progress_sensor
 from uho_pipelines.redaction import redact
 from uho_pipelines.registration import usable_programs
 from uho_pipelines.registry import Program, load_registry
@@ -115,6 +116,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             ),
             *([freshness_sensor(settings, followed)] if followed else []),
             alerts_sensor(settings, programs),
+            progress_sensor(settings, programs),
         ],
         executor=EXECUTOR,
         metadata={

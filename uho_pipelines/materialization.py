@@ -114,7 +114,7 @@ PROGRAM_FAULTS = (
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a chunk is. `current_slot`: records of lower slots are done. `elapsed` is in seconds."""
+    """How far a stage of a chunk is. `current_slot`: records of lower slots are done. `elapsed` is in seconds."""
 
     job_id: str
     program: str
@@ -123,6 +123,9 @@ class Progress:
     events_written: int
     events_skipped: int
     elapsed: float
+    stage: Stage
+    bytes_read: int = 0
+    """Of the archive, by this attempt."""
 
     def as_json(self) -> str:
         """Return the log line."""
@@ -284,7 +287,11 @@ def _load_events_once(
                     counts.add(found)
                     seconds = time.monotonic() - started
                     reporter.progress(
-                        Progress(job_id, program.key, chunk.key, slot, counts.decoded, counts.undecodable, seconds)
+                        Progress(
+                            *(job_id, program.key, chunk.key, slot, counts.decoded, counts.undecodable),
+                            elapsed=seconds,
+                            stage="events",
+                        )
                     )
                 verdict = skip_rate(counts, events_by_discriminator(program))
                 if not verdict.blocks:
@@ -412,7 +419,12 @@ class _Reading:
             elapsed = time.monotonic() - self.started
             written = writer.manifest.records
             self.reporter.progress(
-                Progress(outcome.job_id, writer.program.key, self.chunk.key, item.slot, written, 0, elapsed)
+                Progress(
+                    *(outcome.job_id, writer.program.key, self.chunk.key, item.slot, written, 0),
+                    elapsed=elapsed,
+                    stage="records",
+                    bytes_read=outcome.bytes_read,
+                )
             )
         elif isinstance(item, Done):
             manifest = writer.finish(item)

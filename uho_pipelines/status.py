@@ -4,18 +4,26 @@ What belongs here: reading the ledger and telling. Nothing is looked at but the 
 """
 
 import getpass
+import itertools
+import json
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from uho_pipelines.errors import UhoError
 from uho_pipelines.materialization import warehouse_url
+from uho_pipelines.progress import BackfillState, ProgramProgress, backfills_under_way, program_progress
 from uho_pipelines.registry import Program, load_registry
 from uho_pipelines.runtime.stack import running_warehouse
 from uho_pipelines.settings import Settings
 from uho_pipelines.warehouse import Connection, connect
+from uho_pipelines.warehouse.alerts import undelivered
 from uho_pipelines.warehouse.ledger import chunk_key, clear_halt, get_halt
 from uho_pipelines.warehouse.redecoding import RedecodingStatus, redecoding_status
 from uho_pipelines.warehouse.stall import Lag, Stall, get_stall, measure_lag
@@ -48,6 +56,7 @@ class ProgramStatus:
     lag: Lag | None
     """None while the archive has no chunk of the program, or its tip is not known."""
     stalled: Stall | None
+    progress: ProgramProgress
     not_ready: list[str]
     """Why what is served of the program is not what it should be; nothing: it is ready."""
 
@@ -62,6 +71,7 @@ class ProgramStatus:
             "quarantined": self.quarantined,
             "provenRanges": [{"startSlot": start, "lastSlot": last} for start, last in self.proven],
             "halted": self.halted,
+            "progress": self.progress.as_json(),
             "lagSlots": self.lag.slots if self.lag else None,
             "stalled": str(self.stalled) if self.stalled else None,
             "ready": not self.not_ready,
@@ -106,12 +116,23 @@ def program_status(connection: Connection, settings: Settings, program: Program)
         redecoding=redecoding_status(connection, program),
         lag=lag,
         stalled=stalled,
+        progress=program_progress(connection, settings, program),
         not_ready=not_ready,
     )
 
 
-def run_status(settings: Settings, name: str | None, console: Console, *, as_json: bool) -> None:
-    """Tell the status of the program `name`, or of all that are registered.
+def run_status(
+    settings: Settings,
+    name: str | None,
+    console: Console,
+    *,
+    as_json: bool,
+    watch: float | None = None,
+    looks: Iterator[int] | None = None,
+) -> None:
+    """Tell the status of the program `name`, or of all that are registered; with `watch`, again every so many seconds.
+
+    `looks` ends the watching when it does; by default it goes on until interrupted.
 
     Raises:
         UnknownProgramError, and what starting Postgres can raise.
@@ -124,13 +145,45 @@ def run_status(settings: Settings, name: str | None, console: Console, *, as_jso
         running_warehouse(settings) as running,
         connect(warehouse_url(running), application_name="uho status") as connection,
     ):
-        found = [program_status(connection, running, program) for program in programs]
-    if as_json:
-        documents = [status.as_json() for status in found]
-        console.print_json(data=documents if name is None else documents[0])
-        return
-    for status in found:
-        _show(status, console)
+
+        def look() -> list[ProgramStatus]:
+            return [program_status(connection, running, program) for program in programs]
+
+        def document() -> Any:  # noqa: ANN401 - JSON
+            documents = [status.as_json() for status in look()]
+            return documents if name is None else documents[0]
+
+        if watch is None:
+            if as_json:
+                console.print_json(data=document())
+            else:
+                console.print(_shown(look(), None))
+                _tell_undelivered(connection, console)
+            return
+        looks = itertools.count() if looks is None else looks
+        if as_json:
+            for _ in _every(watch, looks):
+                console.print(json.dumps(document()), soft_wrap=True, markup=False, highlight=False)
+            return
+        with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+            for _ in _every(watch, looks):
+                live.update(_shown(look(), backfills_under_way(running)), refresh=True)
+
+
+def _every(seconds: float, looks: Iterator[int]) -> Iterator[int]:
+    """Yield each of `looks`, so many seconds apart."""
+    for number, look in enumerate(looks):
+        if number:
+            time.sleep(seconds)
+        yield look
+
+
+def _tell_undelivered(connection: Connection, console: Console) -> None:
+    waiting = undelivered(connection)
+    if waiting:
+        latest = waiting[-1].error
+        told = f"{len(waiting)} deliveries of alerts fail, the latest: {latest}. See `uho alerts`"
+        console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def run_ready(settings: Settings, name: str | None, console: Console) -> bool:
@@ -193,12 +246,26 @@ class NoProgramsError(UhoError):
         super().__init__("no program is registered: add a folder to UHO_PROGRAMS_DIR")
 
 
-def _show(status: ProgramStatus, console: Console) -> None:
+def _shown(found: Sequence[ProgramStatus], backfills: Sequence[BackfillState] | None) -> Group:
+    """Return what a person sees of programs and, where Dagster was asked, of the backfills that have not ended."""
+    tables = [_table(status) for status in found]
+    if backfills:
+        table = Table(title="backfills under way", title_justify="left", show_header=False)
+        table.add_column()
+        table.add_column(overflow="fold")
+        for backfill in backfills:
+            table.add_row(Text(f"{backfill.id} {backfill.title}"), Text(backfill.sentence))
+        tables.insert(0, table)
+    return Group(*tables)
+
+
+def _table(status: ProgramStatus) -> Table:
     table = Table(title=status.program, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     chunks = ", ".join(f"{count:,} {name}" for name, count in status.chunks.items()) or "none begun"
     table.add_row("chunks", f"{chunks}; {status.running:,} running, {status.failed:,} failed at their latest attempt")
+    table.add_row("progress", status.progress.sentence)
     table.add_row("proven slots", ", ".join(f"{start} to {last}" for start, last in status.proven) or "none")
     table.add_row("events", f"{status.events:,}")
     table.add_row("quarantined", f"{status.quarantined:,} records" if status.quarantined else "none")
@@ -210,7 +277,7 @@ def _show(status: ProgramStatus, console: Console) -> None:
         table.add_row("[red]stalled[/red]", status.stalled.reason)
     if status.redecoding is not None:
         table.add_row(status.redecoding.kind, _sentence(status.redecoding))
-    console.print(table)
+    return table
 
 
 def _sentence(status: RedecodingStatus) -> str:
