@@ -32,6 +32,7 @@ from uho_pipelines.progress import progress_sensor
 from uho_pipelines.redaction import redact
 from uho_pipelines.registration import usable_programs
 from uho_pipelines.registry import Program, load_registry
+from uho_pipelines.retention import retention_job, retention_schedule
 from uho_pipelines.sensors import follow_sensor, tip_sensor
 from uho_pipelines.settings import Settings, load_settings
 from uho_pipelines.slots_job import slots_job
@@ -84,6 +85,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     tips = read_tips(settings, programs)
     groups = scan_groups(settings, programs, tips)
     verification = verify_job(settings, programs)
+    retention = retention_job(settings)
     networks = sorted({program.network for program in programs})
     followed = [program for program in programs if program.follow]
 
@@ -103,8 +105,9 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             *([slots_job(settings, groups)] if groups else []),
             verification,
             repair_job(settings, programs),
+            retention,
         ],
-        schedules=[verify_schedule(settings, programs, verification)],
+        schedules=[verify_schedule(settings, programs, verification), retention_schedule(retention)],
         sensors=[
             *(
                 tip_sensor(settings, network, first_slot, tips[network])

@@ -185,6 +185,9 @@ class Settings(BaseSettings):
     """A program that follows the archive is stalled when it is further behind. An epoch and a half, three days: a new
     epoch alone puts a program one epoch behind, and a chunk more."""
 
+    run_retention_days: Annotated[int, Field(ge=1)] = 30
+    """Runs of so many days ago are forgotten by Dagster, but for those that a partition's newest state rests on."""
+
     alerts: AlertSettings = AlertSettings()
     """Who is told of what went wrong, `UHO_ALERTS__SLACK_URL` and so on."""
 

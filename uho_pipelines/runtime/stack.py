@@ -246,6 +246,7 @@ def settings_environment(settings: Settings) -> dict[str, str]:
         "UHO_ARCHIVE_TIP_SECONDS": str(settings.archive_tip_seconds),
         "UHO_USER_PRIORITIES": json.dumps(settings.user_priorities),
         "UHO_PROGRAM_PRIORITIES": json.dumps(settings.program_priorities),
+        "UHO_RUN_RETENTION_DAYS": str(settings.run_retention_days),
         "UHO_STALL_SLOTS": str(settings.stall_slots),
         "UHO_ALERTS": json.dumps(alerts),
         "UHO_UI_URL": settings.ui_url,
@@ -342,14 +343,20 @@ def running_stack(settings: Settings, say: Callable[[str], None]) -> Generator[S
 
 
 def prepare_dagster(environment: Mapping[str, str]) -> None:
-    """Make Dagster's own tables before several of its processes would at once, set its pools' limits, and end the runs
-    that a killed process left behind."""
+    """Make Dagster's own tables before several of its processes would at once, or migrate those of another version;
+    set its pools' limits, and end the runs that a killed process left behind."""
     os.environ.update(environment)
+    import dagster
     from dagster import DagsterInstance
 
     from uho_pipelines.assets import set_pool_limits
 
+    version = Path(environment["DAGSTER_HOME"]) / "version"
     with DagsterInstance.from_config(environment["DAGSTER_HOME"]) as instance:
+        if not version.exists() or version.read_text(encoding="ascii") != dagster.__version__:
+            # What `dagster instance migrate` does. It changes nothing where nothing is to be changed.
+            instance.upgrade()
+            version.write_text(dagster.__version__, encoding="ascii")
         set_pool_limits(instance)
         end_abandoned_runs(instance)
 
