@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import short_home
 from services import built, simulate, wait_until
-from stack import Dagster, uho_up
+from stack import Dagster, kill, uho_up
 
 from uho_pipelines.graphql import ask, backfill_progress
 from uho_pipelines.sensors import PARTITION_TAGS
@@ -72,11 +72,20 @@ def partition(run: dict[str, Any]) -> str:
     return next(tag["value"] for tag in run["tags"] if tag["key"] in PARTITION_TAGS)
 
 
-def test_a_new_epoch_brings_partitions_and_runs_by_itself_and_once(dagster: Dagster) -> None:
+def test_a_new_epoch_brings_partitions_and_runs_by_itself_and_once_though_sensors_are_killed(dagster: Dagster) -> None:
     complete = "SELECT chunk_start FROM uho.chunk_status WHERE program = 'vault' AND status = 'proven' ORDER BY 1"
     first, second = FIRST_SLOT + CHUNK_SLOTS, FIRST_SLOT + 2 * CHUNK_SLOTS
     wait_until(lambda: dagster.query(complete) == [(first,)], "the chunk of the first epoch", seconds=120, pause=0.5)
     (dagster.home / "unpublished").rename(dagster.home / "sim" / "3")
+    # Between what the sensors do: after the tip has moved and before the partitions are there, and again after the run
+    # was requested.
+    tip = "SELECT 1 FROM uho.network WHERE network = 'sim' AND tip = 4 * 432000"
+    wait_until(lambda: dagster.query(tip), "the tip moves", seconds=120, pause=0.05)
+    kill(dagster.child("dagster-daemon"))
+    wait_until(
+        lambda: len(dagster.runs(uho__follow="sim/demo/vault")) == 2, "a run is requested", seconds=180, pause=0.2
+    )
+    kill(dagster.child("dagster-daemon"))
     wait_until(
         lambda: dagster.query(complete) == [(first,), (second,)], "the chunk of the new epoch", seconds=180, pause=0.5
     )

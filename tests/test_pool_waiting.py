@@ -1,5 +1,7 @@
 """A run that waits for a slot of a pool sleeps, and Dagster still needs to be told so."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -7,8 +9,10 @@ import time
 import pytest
 import yaml
 from dagster import DagsterRun
+from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
 from dagster._core.test_utils import instance_for_test
+from dagster._utils.interrupts import capture_interrupts
 from services import PROJECT, fresh_database
 
 from uho_pipelines.pool_waiting import LONGEST_SLEEP_SECONDS, seconds_to_sleep, sleep_while_waiting
@@ -42,6 +46,13 @@ def test_a_step_that_waits_for_a_slot_sleeps_until_it_may_ask_again(waiting):
     for step in waiting._pending_timeouts:
         waiting._pending_timeouts[step] = time.time() - 1
     assert seconds_to_sleep(waiting) == 0
+
+
+def test_a_run_that_is_cancelled_while_it_waits_ends(waiting):
+    with capture_interrupts():  # as the worker of a run does
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(DagsterExecutionInterruptedError):
+            seconds_to_sleep(waiting)
 
 
 def test_dagster_has_not_corrected_it():

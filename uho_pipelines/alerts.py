@@ -182,7 +182,10 @@ def run_alerts(settings: Settings, console: Console, *, count: int, as_json: boo
     if as_json:
         console.print_json(data=[_as_json(alert, deliveries) for alert, deliveries in found])
         return
-    table = Table(title="alerts, the newest first" if found else "no alert yet", title_justify="left")
+    if not found:
+        console.print("no alert yet")
+        return
+    table = Table(title="alerts, the newest first", title_justify="left")
     for heading in ("since (UTC)", "what", "times", "told"):
         table.add_column(heading, overflow="fold")
     for alert, deliveries in found:
