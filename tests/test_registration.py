@@ -23,7 +23,7 @@ owner: {owner}
 first_slot: 0
 last_slot: 299
 idls:
-  - {{from_slot: 0, file: idl/now.json}}
+  - {{from_slot: 0, file: idl/../idl/now.json}}
 """
 OWNERS = ("acme", "globex")
 

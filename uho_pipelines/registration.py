@@ -6,6 +6,7 @@ hold is `registry.py`'s business.
 """
 
 import filecmp
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -99,7 +100,7 @@ def run_register(settings: Settings, folder: Path, console: Console) -> None:
     _, faults = usable_programs([program])
     if faults:
         raise ProgramRefusedError(*faults)
-    files = [PROGRAM_FILE, *(str(version.file.relative_to(folder)) for version in program.idls)]
+    files = [PROGRAM_FILE, *(os.path.normpath(version.file.relative_to(folder)) for version in program.idls)]
     if place.exists() and not place.samefile(folder):
         _, differing, missing = filecmp.cmpfiles(folder, place, files, shallow=False)
         if differing or missing:
