@@ -89,7 +89,8 @@ def ends_with_the_truth(stack: Dagster, archive, place: int, backfill: str) -> N
         lambda: backfill_progress(stack.url, backfill).ended, "the backfill ends", seconds=FOUND_SECONDS, pause=0.5
     )
     runs = stack.runs(dagster__backfill=backfill)
-    assert sorted(run["status"] for run in runs) == ["FAILURE", "SUCCESS"], runs
+    told = "\n".join(line for run in runs for line in (run["status"], *stack.messages(run["runId"])))
+    assert sorted(run["status"] for run in runs) == ["FAILURE", "SUCCESS"], told
     rows_are_true(stack, archive, place)
 
 

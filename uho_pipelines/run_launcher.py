@@ -8,7 +8,10 @@ killed with it; then the run would be called running for ever. Dagster's daemon 
 from functools import cached_property
 
 from dagster import DagsterRun, DefaultRunLauncher
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
+from dagster._grpc.types import ListRepositoriesResponse
+from dagster._serdes import deserialize_value
 
 from uho_pipelines.runtime.abandoned import GONE, is_gone
 
@@ -30,7 +33,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
         """Return whether the run's worker lives. It is gone when it was not there twice: its last words may be on their
         way.
         """
-        if not is_gone(self._instance, run):
+        if not is_gone(self._instance, run) or not self._can_begin_again(run):
             self._missed.discard(run.run_id)
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         if run.run_id not in self._missed:
@@ -38,3 +41,16 @@ class WatchedRunLauncher(DefaultRunLauncher):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         self._missed.discard(run.run_id)
         return CheckRunHealthResult(WorkerStatus.FAILED, GONE)
+
+    def _can_begin_again(self, run: DagsterRun) -> bool:
+        """Return whether the code server has loaded the project.
+
+        Dagster tries once to begin a failed run again, and gives it up where the code server is being started itself.
+        """
+        client = self._get_grpc_client_for_termination(run.run_id)
+        if client is None:
+            return True
+        try:
+            return isinstance(deserialize_value(client.list_repositories()), ListRepositoriesResponse)
+        except DagsterUserCodeUnreachableError:
+            return False

@@ -32,10 +32,14 @@ def this_process() -> str:
 
 
 def end_abandoned_runs(instance: DagsterInstance) -> list[str]:
-    """Mark the runs failed whose process on this machine is gone, and free their slots of pools; return their ids."""
+    """Mark the runs failed that were in an `uho` of this machine which is gone, and free their slots of pools; return
+    their ids.
+
+    Those that Dagster launched are left to its daemon, which begins them again once the code server is there.
+    """
     ended: list[str] = []
     for run in instance.get_runs(filters=RunsFilter(statuses=UNENDED)):
-        if is_gone(instance, run):
+        if PROCESS_TAG in run.tags and is_gone(instance, run):
             instance.report_run_failed(run, GONE)
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             ended.append(run.run_id)

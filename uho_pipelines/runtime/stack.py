@@ -293,6 +293,8 @@ def backing_services(settings: Settings, say: Callable[[str], None], *, sidecar:
         dagster_storage = os.environ.get("UHO_DAGSTER_POSTGRES_URL") or dagster_storage
         scheme, rest = dagster_storage.split("://", 1)
         environment = {
+            # A backfill waits for a code server that is being started again; without this Dagster gives it up.
+            "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR": "1",
             **os.environ,
             **settings_environment(settings),
             "DAGSTER_HOME": str(dagster_home(settings)),
