@@ -426,7 +426,8 @@ def _records_metadata(outcome: RecordsOutcome, chunk: Chunk) -> dict[str, Any]:
 def _counts_metadata(outcome: EventsOutcome) -> dict[str, Any]:
     counts = outcome.counts
     return {
-        "events": counts.decoded,
+        "events": counts.events_decoded,
+        **({"instructions": counts.instructions.decoded} if counts.instructions.records else {}),
         "rows per event": counts.rows_by_event(),
         "undecodable": counts.undecodable,
         "skip rate": counts.skip_rate,

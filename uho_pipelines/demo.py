@@ -24,7 +24,7 @@ from uho_pipelines.materialization import warehouse_url
 from uho_pipelines.registry import Program, load_registry
 from uho_pipelines.runtime.stack import Stack, built_program, running_stack
 from uho_pipelines.settings import Settings
-from uho_pipelines.truth import TableComparison, compare_program, truth_by_event
+from uho_pipelines.truth import TableComparison, compare_program, truth_of
 from uho_pipelines.warehouse import connect, read_plan
 
 SEED = 20_260_101
@@ -111,7 +111,7 @@ def compare_with_truth(settings: Settings, programs: list[Program]) -> list[Tabl
             comparison
             for program in programs
             for comparison in compare_program(
-                connection, program, read_plan(connection, program), truth_by_event(archive, program)
+                connection, program, read_plan(connection, program), truth_of(archive, program)
             )
         ]
 

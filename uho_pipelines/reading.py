@@ -45,6 +45,19 @@ class UnknownColumnError(UhoError):
         super().__init__(f"event {event} has no column {column!r}; it has: {', '.join(known)}")
 
 
+class InstructionsMissingError(UhoError):
+    """Chunks were loaded without an instruction's table."""
+
+    def __init__(self, program: str, event: str, chunks: Sequence[str]) -> None:
+        self.chunks = tuple(chunks)
+        shown = ", ".join(chunks[:5]) + (f" and {len(chunks) - 5} more" if len(chunks) > 5 else "")
+        super().__init__(
+            f"{program}: chunks {shown} were loaded before {event} was asked for, so its rows are missing there. "
+            f"Materialize their records and events again (`uho backfill {program} --from-slot … --to-slot …`), or ask "
+            "for slots outside them"
+        )
+
+
 class ParquetBehindError(UhoError):
     """The Parquet files are not what was loaded last."""
 
@@ -80,6 +93,7 @@ def read_events(
 
     Raises:
         UnknownProgramError, UnknownEventError, UnknownColumnError, WarehouseUnreachableError
+        InstructionsMissingError: a chunk was loaded before the program's instructions were asked for.
         ParquetBehindError: a chunk was loaded without Parquet, or its file is gone or of another load.
     """
     settings = settings or load_settings()
@@ -92,6 +106,8 @@ def read_events(
         if event not in plans:
             raise UnknownEventError(registered.key, event, sorted(plans))
         plan = plans[event]
+        if plan.is_instruction:
+            _require_instructions(connection, registered, event, slots)
         schema = _schema(registered, event, plan)
         for column in columns or ():
             if column not in schema.names:
@@ -103,6 +119,23 @@ def read_events(
             files = _current_files(settings, connection, registered, event, plan, slots)
             table = _from_parquet(settings, files, plan.key, schema, wanted, slots)
     return _frame(table, schema)
+
+
+def _require_instructions(connection: Connection, program: Program, event: str, slots: tuple[int, int]) -> None:
+    """Return if every loaded chunk of these slots was loaded with the instruction's table, be it without a row.
+
+    Raises:
+        InstructionsMissingError: one was not.
+    """
+    without = connection.execute(
+        "SELECT chunk_start, chunk_end FROM uho.chunk c WHERE (network, owner, program) = (%s, %s, %s) "
+        "AND loaded_digest IS NOT NULL AND chunk_end > %s AND chunk_start < %s AND NOT EXISTS "
+        "(SELECT 1 FROM uho.chunk_table t WHERE (t.network, t.owner, t.program, t.chunk_start, t.event) "
+        "= (c.network, c.owner, c.program, c.chunk_start, %s)) ORDER BY chunk_start",
+        [program.network, program.owner, program.name, *slots, event],
+    ).fetchall()
+    if without:
+        raise InstructionsMissingError(program.key, event, [Chunk(start, end - start).key for start, end in without])
 
 
 def warehouse_of(settings: Settings) -> str:

@@ -9,16 +9,30 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
 
 from uho_pipelines.registry import Program
 from uho_pipelines.warehouse import WarehousePlan
+from uho_pipelines.warehouse.naming import INSTRUCTION
 
 Key = tuple[int, int, int]
-"""`(slot, tx_index, event_index)`: a table's primary key."""
+"""A table's primary key: slot, transaction's place, event's or instruction's place."""
+
+BLOCK_TIME = "extract(epoch from block_time)::bigint"
+EVENT_COLUMNS: Mapping[LiteralString, str] = {"signature": "signature", "source": "source", BLOCK_TIME: "blockTime"}
+"""The other fixed columns of an event's table, and what the truth calls them."""
+
+INSTRUCTION_COLUMNS: Mapping[LiteralString, str] = {
+    "signature": "signature",
+    "instruction_path": "path",
+    "accounts_given": "given",
+    "remaining_accounts": "remaining",
+    BLOCK_TIME: "blockTime",
+}
+"""Those of an instruction's."""
 
 DIFFERENCES_KEPT = 20
 """So many differences of a table are described; all are counted."""
@@ -99,6 +113,29 @@ def truth_by_event(archive: Path, program: Program) -> dict[str, dict[Key, dict[
     return events
 
 
+def truth_by_instruction(archive: Path, program: Program) -> dict[str, dict[Key, dict[str, Any]]]:
+    """Return the truth of one program's instructions, in the form of `truth_by_event`.
+
+    Those that are decodable, of transactions that are not known to have failed; accounts are fields beside arguments.
+    """
+    instructions: dict[str, dict[Key, dict[str, Any]]] = {}
+    for line in read_truth(archive, "instructions.jsonl"):
+        if line["program"] != program.name or line["failed"] or "instruction" not in line:
+            continue
+        accounts = {f"account_{name}": key for name, key in (line["accounts"] or {}).items()}
+        line["fields"] = {**line["arguments"], **accounts}
+        line["remaining"] = line["remaining"] or None
+        key = (line["slot"], line["txIndex"], line["instructionIndex"])
+        instructions.setdefault(f"{INSTRUCTION}{line['instruction']}", {})[key] = line
+    return instructions
+
+
+def truth_of(archive: Path, program: Program) -> dict[str, dict[Key, dict[str, Any]]]:
+    """Return the truth of all tables of a program: its events, and its instructions where it asks for them."""
+    instructions = truth_by_instruction(archive, program) if program.instructions else {}
+    return {**truth_by_event(archive, program), **instructions}
+
+
 def count_truth(archive: Path) -> Counter[str]:
     """Return the number of events in the truth by program name."""
     return Counter(line["program"] for line in read_truth(archive))
@@ -117,29 +154,26 @@ def _compare_table(
         return result
     table = plan.tables[event]
     fields = dict(table.field_columns)
-    fixed = ("slot", "tx_index", "event_index", "signature", "source", "extract(epoch from block_time)::bigint")
-    query = sql.SQL("SELECT {}, {} FROM {} ORDER BY slot, tx_index, event_index").format(
-        sql.SQL(", ".join(fixed)),
+    fixed = INSTRUCTION_COLUMNS if table.is_instruction else EVENT_COLUMNS
+    query = sql.SQL("SELECT {}, {}, {} FROM {}").format(
+        sql.SQL(", ").join(map(sql.Identifier, table.key)),
+        sql.SQL(", ").join(sql.SQL(column) for column in fixed),
         sql.SQL(", ").join(sql.Identifier(column) for column in fields.values()) if fields else sql.SQL("1"),
         sql.Identifier(table.schema, table.name),
     )
     seen: set[Key] = set()
     with connection.cursor(name="truth") as cursor:
-        for slot, tx_index, event_index, signature, source, block_time, *values in cursor.execute(query):
+        for row in cursor.execute(query):
             result.rows += 1
-            key = (slot, tx_index, event_index)
+            key, of_fixed, values = row[:3], row[3 : 3 + len(fixed)], row[3 + len(fixed) :]
             seen.add(key)
             expected = truth.get(key)
             if expected is None:
                 result.differ(f"{key}: not in the truth")
                 continue
-            for name, actual, wanted in (
-                ("signature", signature, expected["signature"]),
-                ("source", source, expected["source"]),
-                ("block_time", block_time, expected["blockTime"]),
-            ):
-                if not same(actual, wanted):
-                    result.differ(f"{key} {name}: {actual!r} should be {wanted!r}")
+            for (column, name), actual in zip(fixed.items(), of_fixed, strict=True):
+                if not same(actual, expected[name]):
+                    result.differ(f"{key} {column}: {actual!r} should be {expected[name]!r}")
             wanted_fields = expected["fields"]
             if fields and not set(wanted_fields) <= set(fields):
                 result.differ(f"{key}: of the fields {sorted(wanted_fields)} only {sorted(fields)} are columns")

@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::plan::MetadataFormat;
 use crate::programs::{Payload, key_of};
 use crate::transaction::{Call, Kept, Step, Transaction, Truncation};
-use crate::{Plan, Pubkey, demo, layouts, tables};
+use crate::{Plan, Pubkey, demo, instructions, layouts, tables};
 
 /// How often each trap occurred, by its name.
 pub(crate) type Traps = BTreeMap<&'static str, u64>;
@@ -73,6 +73,7 @@ pub(crate) fn block(plan: &Plan, slot: u64, traps: &mut Traps) -> BlockPlan {
         for _ in 0..random.random_range(plan.demo.0..plan.demo.1) {
             let mut drawn = demo::draw(plan, &mut random, traps);
             layouts::apply(plan, slot, &mut drawn);
+            instructions::apply(&mut drawn);
             transactions.push(drawn);
         }
     }

@@ -30,6 +30,7 @@ mod demo;
 mod epoch;
 mod faults;
 mod http;
+mod instructions;
 mod large;
 mod layouts;
 mod logs;

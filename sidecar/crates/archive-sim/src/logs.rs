@@ -4,6 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use crate::instructions::Told;
 use crate::programs::Payload;
 use crate::transaction::{Call, Step, Transaction, Truncation};
 use crate::wire::Keys;
@@ -18,6 +19,19 @@ pub(crate) struct Said {
     pub(crate) program: Pubkey,
     pub(crate) log_line: Option<usize>,
     pub(crate) payload: Payload,
+}
+
+/// An instruction of a demo program, and where it stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Heard {
+    pub(crate) program: Pubkey,
+    /// Among all instructions of the transaction that metadata has, depth first.
+    pub(crate) place: u32,
+    /// The top-level instruction, and the place among those recorded for it.
+    pub(crate) path: Vec<u16>,
+    pub(crate) data: Vec<u8>,
+    pub(crate) accounts: Vec<Pubkey>,
+    pub(crate) told: Told,
 }
 
 /// An inner instruction as metadata records it.
@@ -37,6 +51,7 @@ pub(crate) struct Outcome {
     pub(crate) logs: Vec<String>,
     pub(crate) inner: Vec<(u8, Vec<InnerInstruction>)>,
     pub(crate) said: Vec<Said>,
+    pub(crate) heard: Vec<Heard>,
     pub(crate) truncated: bool,
     /// Log lines of events that are kept behind `Log truncated`.
     pub(crate) said_after_truncation: u64,
@@ -61,6 +76,9 @@ struct Runtime<'a> {
     keys: &'a Keys,
     lines: Vec<Line>,
     inner: Vec<InnerInstruction>,
+    /// The top-level instruction that runs, and instructions before it, inner ones included.
+    top_level: u16,
+    before: u32,
     outcome: Outcome,
 }
 
@@ -70,23 +88,47 @@ pub(crate) fn run(transaction: &Transaction, keys: &Keys) -> Outcome {
         keys,
         lines: Vec::new(),
         inner: Vec::new(),
+        top_level: 0,
+        before: 0,
         outcome: Outcome::default(),
     };
     for (place, call) in transaction.calls.iter().enumerate() {
+        runtime.top_level = place as u16;
+        runtime.hear(call, None);
+        if runtime.outcome.failed() {
+            runtime.before += 1;
+            continue; // it stands in the message, and never runs
+        }
         let completed = runtime.execute(call, 1);
         let inner = std::mem::take(&mut runtime.inner);
+        runtime.before += 1 + inner.len() as u32;
         if !inner.is_empty() {
             runtime.outcome.inner.push((place as u8, inner));
         }
         if !completed {
             runtime.outcome.failed_instruction = Some(place as u8);
-            break;
         }
     }
     runtime.finish(transaction.truncation)
 }
 
 impl Runtime<'_> {
+    /// Notes what a demo program is told, at the top level or as the inner instruction of this place.
+    fn hear(&mut self, call: &Call, inner: Option<usize>) {
+        if let Some(told) = &call.told {
+            let mut path = vec![self.top_level];
+            path.extend(inner.map(|place| place as u16));
+            self.outcome.heard.push(Heard {
+                program: call.program,
+                place: self.before + inner.map_or(0, |place| 1 + place as u32),
+                path,
+                data: call.data.clone(),
+                accounts: call.accounts.clone(),
+                told: told.clone(),
+            });
+        }
+    }
+
     fn log(&mut self, text: String) {
         self.lines.push(Line { text, stack: false });
     }
@@ -123,6 +165,7 @@ impl Runtime<'_> {
                 }
                 Step::EmitCpi(payload) => self.emit_cpi(call.program, &name, payload, depth),
                 Step::Call(callee) => {
+                    self.hear(callee, Some(self.inner.len()));
                     self.inner.push(InnerInstruction {
                         program_index: self.keys.place(&callee.program),
                         accounts: callee

@@ -4,6 +4,7 @@
 //! `logs.rs`. What each program *said* is noted while the tree runs, so that the truth does not come from parsing logs.
 
 use crate::Pubkey;
+use crate::instructions::Told;
 use crate::programs::Payload;
 use crate::tables::Lookup;
 
@@ -13,6 +14,8 @@ pub(crate) struct Call {
     pub(crate) program: Pubkey,
     pub(crate) accounts: Vec<Pubkey>,
     pub(crate) data: Vec<u8>,
+    /// What data and accounts mean, where the program is one of the demo's.
+    pub(crate) told: Option<Told>,
     pub(crate) steps: Vec<Step>,
     /// Whether it returns an error after its steps.
     pub(crate) fails: bool,
@@ -41,6 +44,7 @@ impl Call {
             program,
             accounts: Vec::new(),
             data: vec![1, 2, 3, 4, 5, 6, 7, 8],
+            told: None,
             steps,
             fails: false,
         }

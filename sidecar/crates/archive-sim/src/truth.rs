@@ -9,7 +9,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::chain::{Traps, is_vote};
-use crate::logs::{Outcome, Said};
+use crate::instructions::Told;
+use crate::logs::{Heard, Outcome, Said};
 use crate::programs::{PROGRAMS, Truth, program_id};
 use crate::transaction::{Kept, Transaction};
 use crate::wire::Keys;
@@ -134,6 +135,8 @@ pub(crate) struct TruthWriter {
     events: BufWriter<File>,
     failed: BufWriter<File>,
     quarantine: BufWriter<File>,
+    /// Every instruction of the demo's programs that the archive has, those of failed transactions included.
+    instructions: BufWriter<File>,
     traps: Traps,
     summary: Summary,
 }
@@ -147,6 +150,7 @@ impl TruthWriter {
             events: open("events.jsonl")?,
             failed: open("failed.jsonl")?,
             quarantine: open("quarantine.jsonl")?,
+            instructions: open("instructions.jsonl")?,
             traps: Traps::default(),
             summary: Summary {
                 seed: plan.seed,
@@ -216,6 +220,7 @@ impl TruthWriter {
             let named = placed.keys.is_static(&program);
             if named || loaded {
                 mentioned = true;
+                self.instructions(name, &program, placed)?;
                 self.program(name, &program, placed, !named)?;
             }
         }
@@ -249,6 +254,59 @@ impl TruthWriter {
         ] {
             self.count(trap, placed.slot, times);
         }
+    }
+
+    /// Writes what a program was told, as far as the archive has it: without metadata's inner instructions, those of the
+    /// message alone, and there is no other place for them.
+    fn instructions(
+        &mut self,
+        name: &str,
+        program: &Pubkey,
+        placed: &Placed,
+    ) -> Result<(), SimError> {
+        let kept = placed.transaction.kept;
+        let recorded = |heard: &&Heard| kept == Kept::Everything || heard.path.len() == 1;
+        let heard = placed.outcome.heard.iter();
+        for heard in heard
+            .filter(|heard| heard.program == *program)
+            .filter(recorded)
+        {
+            let place = match kept {
+                Kept::Everything => heard.place,
+                _ => u32::from(heard.path[0]),
+            };
+            // Whose keys were loaded is known from metadata.
+            let is_known = kept != Kept::Nothing
+                || heard.accounts.iter().all(|key| placed.keys.is_static(key));
+            let mut line = json!({
+                "network": "sim", "owner": "demo", "program": name,
+                "slot": placed.slot, "txIndex": placed.index, "instructionIndex": place, "path": heard.path,
+                "signature": base58(&placed.transaction.signature),
+                "blockTime": (placed.block_time > 0).then_some(placed.block_time),
+                "failed": kept != Kept::Nothing && placed.outcome.failed(),
+                "given": is_known.then_some(heard.accounts.len()),
+            });
+            match &heard.told {
+                Told::Instruction {
+                    name,
+                    arguments,
+                    accounts,
+                    remaining,
+                } => {
+                    line["instruction"] = json!(name);
+                    line["arguments"] = json!(arguments);
+                    line["accounts"] = json!(is_known.then_some(accounts));
+                    line["remaining"] = json!(is_known.then_some(remaining));
+                }
+                Told::Undecodable => {
+                    let opening = &heard.data[..heard.data.len().min(8)];
+                    line["discriminator"] = json!(hex(opening));
+                    line["length"] = json!(heard.data.len());
+                }
+            }
+            writeln!(self.instructions, "{line}")?;
+        }
+        Ok(())
     }
 
     fn program(
@@ -344,7 +402,12 @@ impl TruthWriter {
     }
 
     pub(crate) fn finish(mut self, folder: &Path) -> Result<Summary, SimError> {
-        for file in [&mut self.events, &mut self.failed, &mut self.quarantine] {
+        for file in [
+            &mut self.events,
+            &mut self.failed,
+            &mut self.quarantine,
+            &mut self.instructions,
+        ] {
             file.flush()?;
         }
         for chunk in self.summary.chunks.values() {
