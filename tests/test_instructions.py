@@ -125,6 +125,8 @@ def test_what_was_kept_without_instructions_is_never_loaded_half(settings, archi
     read(settings, [program], chunk, said.append)
     folder = Lake(settings).chunk(program, chunk)
     assert not folder.manifest().instructions
+    # Not a byte of it tells that there could have been any.
+    assert b"instructions" not in folder.files.read(f"{folder.folder}/manifest.json")
     alone = folder.manifest().records
     load_events(settings, program, chunk, Reporter())
 
@@ -175,6 +177,16 @@ def test_a_version_that_is_added_repairs_instructions_with_their_accounts(settin
             assert outcome.counts.instructions.skip_rate > 0.25
             assert outcome.counts.skip_rate < 0.25
             assert not outcome.verdict.blocks
+        with connect(settings.postgres_url.get_secret_value(), application_name="test") as connection:
+            kinds = connection.execute(
+                "SELECT code, records, least_unexplained_bytes FROM uho.quarantine_kinds WHERE program = 'vault'"
+            ).fetchall()
+            (quarantined,) = connection.execute(
+                "SELECT count(*) FROM uho.quarantine WHERE program = 'vault'"
+            ).fetchone()
+        assert sum(records for _, records, _ in kinds) == quarantined
+        assert all(unexplained is not None for _, _, unexplained in kinds)
+        assert {"instruction_unknown_discriminator", "instruction_trailing_bytes"} <= {code for code, _, _ in kinds}
     finally:
         yaml.write_text(kept)
     program = load_registry(settings).program("vault")

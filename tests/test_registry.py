@@ -85,6 +85,14 @@ def test_indexes_bytea_and_parquet_are_asked_for_per_program(folder, registry):
     assert len({program.policy_hash for program in registry().programs}) == 2
 
 
+def test_instructions_are_records_where_asked_for(folder, registry):
+    add(folder, "alpha", GOOD + "records: [events, instructions]\n")
+    add(folder, "beta", GOOD.replace(ALPHA, BETA) + "records: [events]\n")
+    programs = registry().programs
+    assert [program.instructions for program in programs] == [True, False]
+    assert len({program.policy_hash for program in programs}) == 2
+
+
 def test_the_hash_follows_versions_and_nothing_else(folder, registry):
     add(folder, "alpha")
     before = registry().programs[0]
@@ -113,6 +121,9 @@ def changed(line: str, new: str) -> str:
     [
         (GOOD + "extra: 1\n", "extra", "is no field"),
         (GOOD.replace("owner: demo\n", ""), "owner", "is missing"),
+        (GOOD + "records: [instructions]\n", "records", "must be [events] or [events, instructions]"),
+        (GOOD + "records: [events, events]\n", "records", "must be [events] or [events, instructions]"),
+        (GOOD + "records: [logs]\n", "records.0", "'events' or 'instructions'"),
         (changed("owner: demo", "owner: de_mo"), "owner", "no underscore"),
         (changed("owner: demo", "owner: Demo"), "owner", "lower case"),
         (changed("owner: demo", "owner: 'de\"; drop'"), "owner", "letter"),

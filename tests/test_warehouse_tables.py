@@ -1,5 +1,6 @@
 """Tables made from IDLs, in a real Postgres: names, columns, comments, and what a new IDL version changes."""
 
+import json
 import struct
 from concurrent.futures import ThreadPoolExecutor
 
@@ -73,6 +74,48 @@ def test_an_events_table_has_fixed_columns_then_its_fields(warehouse):
     assert found == FIXED | {f"f{n}": postgres for n, (_, postgres) in enumerate(COLUMN_TYPES)}
     key = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'demo_sim_alpha.trade_event'::regclass"
     assert ("PRIMARY KEY (slot, tx_index, event_index)",) in rows(warehouse, key)
+
+
+def test_an_instructions_table_has_arguments_and_accounts_and_no_name_of_another(warehouse):
+    document = json.loads(idl({"ix_swap": {"instruction_index": "u8"}}))
+    document["instructions"] = [
+        {
+            "name": "swap",
+            "discriminator": [1],
+            "accounts": [{"name": "signature"}, {"name": "pool", "accounts": [{"name": "mint"}]}],
+            "args": [{"name": name, "type": "u8"} for name in ("event_index", "source", "accounts_given", "amount")],
+        }
+    ]
+    program = program_of(json.dumps(document).encode(), instructions=True, include_failed=True)
+    plan = made(warehouse, program)
+    event, told = plan.tables["ix_swap"], plan.tables["instruction:swap"]
+    assert (event.name, event.is_instruction) == ("ix_swap", False)
+    assert (told.name[:8], len(told.name), told.is_instruction) == ("ix_swap_", 16, True)
+    found = columns(warehouse, told.name)
+    assert found == {
+        "slot": "bigint!",
+        "tx_index": "integer!",
+        "instruction_index": "integer!",
+        "signature": "text!",
+        "instruction_path": "integer[]!",
+        "accounts_given": "integer",
+        "remaining_accounts": "jsonb",
+        "block_time": "timestamp with time zone",
+        **dict.fromkeys(("argument_event_index", "argument_source", "argument_accounts_given", "amount"), "smallint"),
+        **dict.fromkeys(("account_signature", "account_pool_mint"), "text"),
+        **dict.fromkeys(("failed", "truncated"), "boolean"),
+    }
+    key = f"SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'demo_sim_alpha.{told.name}'::regclass"
+    assert ("PRIMARY KEY (slot, tx_index, instruction_index)",) in rows(warehouse, key)
+    comment = f"SELECT obj_description('demo_sim_alpha.{told.name}'::regclass)"
+    assert rows(warehouse, comment) == [("Instruction swap",)]
+    with connect(warehouse, application_name="test") as connection:
+        read = read_plan(connection, program)
+        assert set(read.events.tables) == {"ix_swap"}
+        assert set(read.tables["instruction:swap"].columns) == set(found)
+        assert read.tables["instruction:swap"].key == told.key == ("slot", "tx_index", "instruction_index")
+        # The event's own field is no place of an instruction.
+        assert read.tables["ix_swap"].key == event.key == ("slot", "tx_index", "event_index")
 
 
 def test_docs_become_comments(warehouse):

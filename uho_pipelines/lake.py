@@ -233,7 +233,9 @@ class LakeChunk:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest atomically."""
-        content = json.dumps(manifest.model_dump(by_alias=True), separators=(",", ":"))
+        # What has no instructions is written as it was before there were any.
+        unsaid = None if manifest.instructions else {"instructions"}
+        content = json.dumps(manifest.model_dump(by_alias=True, exclude=unsaid), separators=(",", ":"))
         self.files.write(f"{self.folder}/{MANIFEST}", content.encode("utf-8"))
 
     def batches(self) -> Iterator[pa.RecordBatch]:

@@ -361,6 +361,11 @@ fn instructions_that_cannot_be_are_refused_by_name_and_only_where_asked_for() {
     );
     let named = json!([{"name": "a", "accounts": [], "args": []}, {"name": "a", "accounts": [], "args": []}]);
     refused(&named, "v0.json: instruction `a`: it appears twice");
+    let many = vec![json!({"name": "a"}); 1_233];
+    refused(
+        &json!([{"name": "a", "accounts": [{"name": "g", "accounts": many}], "args": []}]),
+        "v0.json: instruction `a` field `accounts`: it names more than 1,232 accounts, which no transaction has room for",
+    );
     let mut hostile = idl(&json!([]));
     hostile["events"][0]["name"] = json!("instruction:swap");
     hostile["types"][0]["name"] = json!("instruction:swap");

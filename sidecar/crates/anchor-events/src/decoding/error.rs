@@ -111,6 +111,9 @@ pub enum TypeFault {
     /// The layout is too large.
     #[error("the layout has too many parts (more than 10,000 in an event or 200,000 in a file)")]
     TooManyNodes,
+    /// An instruction names more accounts than a transaction has room for.
+    #[error("it names more than 1,232 accounts, which no transaction has room for")]
+    TooManyAccounts,
     /// A list of elements without bytes could be endless.
     #[error("a list or array has elements of no size")]
     Sizeless,

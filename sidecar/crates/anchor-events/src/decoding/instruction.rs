@@ -2,7 +2,7 @@
 //!
 //! Arguments are fields like an event's. What belongs here is what an event does not have.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use heck::SnakeCase as _;
 use serde_json::Value;
@@ -10,10 +10,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::error::TypeFault;
 use super::idl::{list_of, text};
-use super::layout::{LONGEST_NAME, MOST_NODES};
+use super::layout::LONGEST_NAME;
 
 /// What the names of instructions begin with wherever they stand beside those of events.
 pub(super) const INSTRUCTION: &str = "instruction:";
+
+/// The most accounts that an instruction can name: more places than bytes of a transaction cannot be given.
+const MOST_ACCOUNTS: usize = 1_232;
 
 /// Bytes of an account's key.
 pub(super) const KEY_BYTES: usize = 32;
@@ -42,13 +45,15 @@ impl Accounts {
         let mut named = Vec::new();
         collect(instruction, "", older, &mut named)?;
         let mut taken = HashSet::new();
+        let mut uses: HashMap<String, usize> = HashMap::new();
         for account in &mut named {
-            if !taken.insert(account.name.clone()) {
-                // Each `insert` that fails stands for another account, so the search is as short as the list.
-                let nth = (2..).map(|nth| format!("{}_{nth}", account.name));
-                let free = nth.into_iter().find(|name| taken.insert(name.clone()));
-                account.name = free.unwrap_or_default();
+            let mut name = account.name.clone();
+            while !taken.insert(name.clone()) {
+                let nth = uses.entry(account.name.clone()).or_insert(1);
+                *nth += 1;
+                name = format!("{}_{nth}", account.name);
             }
+            account.name = name;
         }
         let required = named.iter().rposition(|account| !account.optional);
         Ok(Self {
@@ -86,8 +91,8 @@ fn collect(
             collect(account, &format!("{name}_"), older, named)?;
             continue;
         }
-        if named.len() >= MOST_NODES {
-            return Err(TypeFault::TooManyNodes);
+        if named.len() >= MOST_ACCOUNTS {
+            return Err(TypeFault::TooManyAccounts);
         }
         let flag = |key| account.get(key).and_then(Value::as_bool) == Some(true);
         let docs = list_of(account, "docs").iter().filter_map(Value::as_str);
