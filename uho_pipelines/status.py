@@ -54,7 +54,7 @@ class ProgramStatus:
     halted: str | None
     redecoding: RedecodingStatus | None
     lag: Lag | None
-    """None while the archive has no chunk of the program, or its tip is not known."""
+    """None for a program that does not follow the archive, and while the archive has no chunk of it."""
     stalled: Stall | None
     progress: ProgramProgress
     not_ready: list[str]
@@ -98,11 +98,11 @@ def program_status(connection: Connection, settings: Settings, program: Program)
             key,
         ).fetchone()
     halted, stalled = get_halt(connection, program), get_stall(connection, program)
-    lag = measure_lag(connection, settings, program)
+    lag = measure_lag(connection, settings, program) if program.follow else None
     not_ready = [f"{program.key} is halted: {halted}"] if halted else []
     if stalled is not None:
         not_ready.append(f"{program.key} {stalled}")
-    elif program.follow and lag is not None and lag.slots > settings.stall_slots:
+    elif lag is not None and lag.slots > settings.stall_slots:
         not_ready.append(f"{program.key} is behind: {lag}")
     return ProgramStatus(
         program=program.key,
