@@ -18,6 +18,8 @@ from benchmarks.measuring import Spent, median_of, spread
 from benchmarks.stage import Archive, Stage, stage, temporary_folder, write_archive
 
 FREQUENT, RARE = "orderbook", "rare"
+HTTP_PERCENT = 6
+"""Transactions of a busy program, in 100: what is fetched over HTTP is scanned for one."""
 MILLION = 1_000_000
 MEBIBYTE = 1024 * 1024
 
@@ -57,9 +59,7 @@ def ratios(
             _show_path(here, runs)
             _show_decoding(here, runs)
             _show_swaps(here, runs, swap_rows)
-        archive = write_archive(base / "reader", reader_megabytes, 2)
-        _show_reader(archive, max(runs, 5))
-        archive.car.unlink()
+        _show_readers(base, reader_megabytes, (2, HTTP_PERCENT), max(runs, 5))
         archive = write_archive(base / "scan", scan_megabytes, 2)
         with stage(base / "home-scan", archive) as here:
             _show_scanning(here, runs)
@@ -75,7 +75,7 @@ def reader(
 ) -> None:
     """Measure the reader alone, beside its targets."""
     with temporary_folder(folder) as base:
-        _show_reader(write_archive(base / "reader", megabytes, program_percent), runs)
+        _show_readers(base, megabytes, (program_percent, HTTP_PERCENT), runs)
 
 
 @application.command("operating")
@@ -308,24 +308,24 @@ def _show_scanning(here: Stage, runs: int) -> None:
     console.print(table)
 
 
+def _show_readers(base: Path, megabytes: int, percents: tuple[int, int], runs: int) -> None:
+    """Print the ratios from a file and over HTTP, each on an archive with so much of the program."""
+    for show, percent in zip((_show_reader, _show_http), percents, strict=True):
+        archive = write_archive(base / show.__name__, megabytes, percent)
+        show(archive, runs)
+        archive.car.unlink()
+
+
 def _show_reader(archive: Archive, runs: int) -> None:
     """Print the reader's ratios beside their targets; everything of a round is measured right after one another."""
     rare, frequent = (archive.program_id(name) for name in (RARE, FREQUENT))
     many = [rare, frequent, *scanning.strangers(14)]
     rounds: list[Spent] = []
     two_cores, one_core = [], []
-    with (
-        scanning.served(archive.folder) as address,
-        scanning.Sidecar(f"file://{archive.folder}") as local,
-        scanning.Sidecar(address, "--connections", "8") as remote,
-    ):
-        car = f"{address}/{archive.car.relative_to(archive.folder)}"
+    with scanning.Sidecar(f"file://{archive.folder}") as local:
         local.scan(archive, [rare], "matched")
         for _ in range(runs):
             spent = scanning.run_floors(archive.car)
-            spent.seconds["curl"] = scanning.run_curl(car)
-            for verify in ("matched", "full"):
-                spent.seconds[f"http {verify}"] = remote.scan(archive, [frequent], verify)[0]
             local.pin(1)
             for name, programs in (("rare", [rare]), ("frequent", [frequent]), ("16", many)):
                 cpu, wall, _ = local.scan(archive, programs, "matched")
@@ -337,22 +337,49 @@ def _show_reader(archive: Archive, runs: int) -> None:
             two_cores.append(local.scan(archive, [rare], "matched")[1])
             rounds.append(spent)
     percent = archive.truth["plan"]["program_percent"]
-    size = archive.truth["car_bytes"] / 1e6
-    table = _table(f"The reader, {size:,.0f} MB, CPU seconds", "figure", "target", "ratio", "measured")
-
-    def line(name: str, target: str, first: float, second: float) -> None:
-        table.add_row(name, target, f"{first / second:.2f}", f"{first:.2f} s ÷ {second:.2f} s")
-
+    table = _reader_table("The reader, from a file", archive)
     of = {what: median_of(rounds, what) for what in rounds[0].seconds}
     read = of[scanning.READ]
-    line("pread ÷ scan for a rare program, matched, one core", "≥ 0.25", read, of["rare"])
-    line(f"pread ÷ scan for a {percent} % program, matched, one core", "≥ 0.25", read, of["frequent"])
-    line("pread ÷ scan for a rare program, full, one core", "", read, of["full"])
-    line("16 programs in one pass ÷ the most frequent of them", "≤ 1.3", of["16"], of["frequent"])
-    line(f"HTTP, 8 connections, {percent} % program, matched ÷ curl", "≤ 2.5", of["http matched"], of["curl"])
-    line(f"HTTP, 8 connections, {percent} % program, full ÷ curl", "", of["http full"], of["curl"])
-    line("seconds on one core ÷ on two (the best of each)", "≥ 1.8", min(one_core), min(two_cores))
+    _target(table, "pread ÷ scan for a rare program, matched, one core", "≥ 0.25", read, of["rare"])
+    _target(table, f"pread ÷ scan for a {percent} % program, matched, one core", "≥ 0.25", read, of["frequent"])
+    _target(table, "pread ÷ scan for a rare program, full, one core", "", read, of["full"])
+    _target(table, "16 programs in one pass ÷ the most frequent of them", "≤ 1.3", of["16"], of["frequent"])
+    _target(table, "seconds on one core ÷ on two (the best of each)", "≥ 1.8", min(one_core), min(two_cores))
     console.print(table)
+
+
+def _show_http(archive: Archive, runs: int) -> None:
+    """Print what the reader spends over HTTP beside curl, by what it proves."""
+    verifications: tuple[scanning.Verify, ...] = ("off", "matched", "full")
+    frequent = archive.program_id(FREQUENT)
+    rounds: list[Spent] = []
+    with (
+        scanning.served(archive.folder) as address,
+        scanning.Sidecar(address, "--connections", "8") as remote,
+    ):
+        car = f"{address}/{archive.car.relative_to(archive.folder)}"
+        for _ in range(runs):
+            spent = Spent()
+            spent.seconds["curl"] = scanning.run_curl(car)
+            for verify in verifications:
+                spent.seconds[verify] = remote.scan(archive, [frequent], verify)[0]
+            rounds.append(spent)
+    percent = archive.truth["plan"]["program_percent"]
+    table = _reader_table(f"The reader, over HTTP with 8 connections, a {percent} % program", archive)
+    curl = median_of(rounds, "curl")
+    for verify in verifications:
+        target = "" if verify == "full" else "≤ 2.5"
+        _target(table, f"verify {verify} ÷ curl", target, median_of(rounds, verify), curl)
+    console.print(table)
+
+
+def _reader_table(title: str, archive: Archive) -> Table:
+    size = archive.truth["car_bytes"] / 1e6
+    return _table(f"{title}: {size:,.0f} MB, CPU seconds", "figure", "target", "ratio", "measured")
+
+
+def _target(table: Table, name: str, target: str, first: float, second: float) -> None:
+    table.add_row(name, target, f"{first / second:.2f}", f"{first:.2f} s ÷ {second:.2f} s")
 
 
 def _table(title: str, first: str, *headings: str) -> Table:

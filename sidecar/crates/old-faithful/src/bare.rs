@@ -97,7 +97,7 @@ fn read(
     };
 
     let filter = Arc::new(ProgramFilter::new(&request.programs));
-    let mut scanner = BlockScanner::new(Arc::clone(&car), filter, request.verify, Arc::default());
+    let mut scanner = BlockScanner::new(filter, request.verify, Arc::default());
     let mut feed = SectionFeed::new(header as u64);
     let mut sum = Sum {
         car: Arc::clone(&car),
@@ -110,12 +110,12 @@ fn read(
     loop {
         let mut ready = Vec::new();
         feed.push(&buffer[from..count], |section| {
-            ready.extend(scanner.section(&section)?);
+            ready.extend(scanner.section(&section, &car)?);
             Ok(())
         })
         .map_err(|error| feed_error(&car, error))?;
         for block in ready {
-            sum.block(block)?;
+            sum.block(*block)?;
             sum.send(sender)?;
         }
         from = 0;

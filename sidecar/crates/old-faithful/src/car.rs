@@ -27,6 +27,10 @@ pub enum CarFault {
 /// Reads a LEB128 number: its value and length, or `None` when `bytes` end inside it.
 #[inline]
 pub fn uvarint(bytes: &[u8]) -> Result<Option<(u64, usize)>, CarFault> {
+    // What nearly all sections' lengths are.
+    if let [first @ 0x80..=0xff, second @ 0..=0x7f, ..] = *bytes {
+        return Ok(Some((u64::from(first & 0x7f) | u64::from(second) << 7, 2)));
+    }
     let mut value = 0_u64;
     for (place, byte) in bytes.iter().take(10).enumerate() {
         let low = u64::from(byte & 0x7f);

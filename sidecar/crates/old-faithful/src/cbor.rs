@@ -38,24 +38,29 @@ impl<'a> Cursor<'a> {
     }
 
     /// Bytes read so far.
+    #[inline]
     pub fn position(&self) -> usize {
         self.at
     }
 
     /// Whether every byte was read.
+    #[inline]
     pub fn is_at_end(&self) -> bool {
         self.at >= self.bytes.len()
     }
 
+    #[inline]
     fn fault(&self, reason: &'static str) -> Malformed {
         Malformed::new(reason, self.at)
     }
 
+    #[inline]
     fn left(&self) -> usize {
         self.bytes.len() - self.at
     }
 
     /// Reads `count` bytes.
+    #[inline]
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
         let end = self.at.checked_add(count);
         match end.and_then(|end| self.bytes.get(self.at..end)) {
@@ -78,21 +83,29 @@ impl<'a> Cursor<'a> {
         if low < 24 {
             return Ok((major, u64::from(low)));
         }
-        let count = match low {
-            24 => 1,
-            25 => 2,
-            26 => 4,
-            27 => 8,
+        let value = match low {
+            24 => u64::from(u8::from_be_bytes(self.array_of()?)),
+            25 => u64::from(u16::from_be_bytes(self.array_of()?)),
+            26 => u64::from(u32::from_be_bytes(self.array_of()?)),
+            27 => u64::from_be_bytes(self.array_of()?),
             _ => return Err(self.fault("indefinite lengths are not allowed")),
         };
-        let value = self
-            .take(count)?
-            .iter()
-            .fold(0, |value, byte| value << 8 | u64::from(*byte));
         Ok((major, value))
     }
 
+    #[inline]
+    fn array_of<const COUNT: usize>(&mut self) -> Result<[u8; COUNT], Malformed> {
+        match self.bytes.get(self.at..).and_then(<[u8]>::first_chunk) {
+            Some(taken) => {
+                self.at += COUNT;
+                Ok(*taken)
+            }
+            None => Err(self.fault("it ends inside a value")),
+        }
+    }
+
     /// Reads an array's head: the number of its elements, each of which takes at least a byte.
+    #[inline]
     pub fn array(&mut self) -> Result<usize, Malformed> {
         match self.head()? {
             (ARRAY, count) => self.bounded(count),
@@ -101,6 +114,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads an array's head, or null (as `None`).
+    #[inline]
     pub fn optional_array(&mut self) -> Result<Option<usize>, Malformed> {
         match self.head()? {
             (ARRAY, count) => self.bounded(count).map(Some),
@@ -109,6 +123,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    #[inline]
     fn bounded(&self, count: u64) -> Result<usize, Malformed> {
         usize::try_from(count)
             .ok()

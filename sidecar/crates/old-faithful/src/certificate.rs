@@ -37,6 +37,8 @@ pub struct Certificate {
     /// Metadata is read only where the filter needs it; the others count when they are empty.
     pub missing_metadata: u64,
     /// Transactions with lookups whose loaded keys could not be had, so that they may mention a program unseen.
+    /// Where learned tables decide a transaction's lookups, its metadata is not opened, and it does not count: of
+    /// stored metadata which cannot be read, two scans may count differently, by what the archive had learned before.
     pub unresolved_lookups: u64,
     /// Bytes of the range's blocks in the CAR files.
     pub bytes: u64,

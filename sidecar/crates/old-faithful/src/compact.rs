@@ -32,50 +32,90 @@ pub struct CompactHeader {
     pub pairs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+/// Reads a header's fields, front to back.
+struct Header<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Header<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
+        let Some(taken) = self.bytes.get(self.at..self.at + count) else {
+            return Err(format!(
+                "its header ends at byte {}, within a field that begins at byte {}",
+                self.bytes.len(),
+                self.at
+            ));
+        };
+        self.at += count;
+        Ok(taken)
+    }
+
+    fn array<const COUNT: usize>(&mut self) -> Result<[u8; COUNT], String> {
+        let taken = self.take(COUNT)?;
+        taken
+            .try_into()
+            .map_err(|_| self.wrong(COUNT, "a field is short"))
+    }
+
+    /// A byte that says how long a text is, and the text.
+    fn text(&mut self) -> Result<Vec<u8>, String> {
+        let [length] = self.array()?;
+        self.take(usize::from(length)).map(<[u8]>::to_vec)
+    }
+
+    /// What is wrong with the field of `count` bytes that was just read.
+    fn wrong(&self, count: usize, reason: impl std::fmt::Display) -> String {
+        format!("{reason} (byte {})", self.at - count)
+    }
+}
+
 impl CompactHeader {
     /// Reads the header at the beginning of a file. `values` is the size that its values must have, in bytes.
     pub fn parse(beginning: &[u8], values: usize) -> Result<Self, String> {
-        let short = || "it ends inside its header".to_owned();
-        let (magic, rest) = beginning.split_first_chunk::<8>().ok_or_else(short)?;
-        if magic != MAGIC {
-            return Err("it is no compact index: it does not begin with compiszd".to_owned());
+        let mut header = Header {
+            bytes: beginning,
+            at: 0,
+        };
+        if header.take(MAGIC.len())? != MAGIC {
+            return Err("it is no compact index: byte 0 does not begin compiszd".to_owned());
         }
-        let (length, rest) = rest.split_first_chunk().ok_or_else(short)?;
-        let length = u32::from_le_bytes(*length) as usize;
-        if length > MAXIMUM_HEADER_BYTES - 12 {
-            return Err(format!("its header of {length} bytes is too large"));
-        }
-        let rest = rest.get(..length).ok_or_else(short)?;
-        let (value_bytes, rest) = rest.split_first_chunk().ok_or_else(short)?;
-        let (buckets, rest) = rest.split_first_chunk().ok_or_else(short)?;
-        let (&[version, pairs], rest) = rest.split_first_chunk().ok_or_else(short)?;
-        let value_bytes = u64::from_le_bytes(*value_bytes);
-        if value_bytes != values as u64 {
+        let length = u32::from_le_bytes(header.array()?) as usize;
+        if length > MAXIMUM_HEADER_BYTES - header.at {
             return Err(format!(
-                "its values have {value_bytes} bytes instead of {values}"
+                "its header of {length} bytes, by the length at byte 8, is too large"
             ));
         }
-        let buckets = u32::from_le_bytes(*buckets);
+        let table_offset = header.at + length;
+        header.bytes = beginning.get(..table_offset).ok_or_else(|| {
+            format!(
+                "it ends at byte {}, inside its header, which by the length at byte 8 ends at byte {table_offset}",
+                beginning.len()
+            )
+        })?;
+        let value_bytes = u64::from_le_bytes(header.array()?);
+        if value_bytes != values as u64 {
+            return Err(header.wrong(
+                8,
+                format!("its values have {value_bytes} bytes instead of {values}"),
+            ));
+        }
+        let buckets = u32::from_le_bytes(header.array()?);
         if buckets == 0 || buckets > MAXIMUM_BUCKETS {
-            return Err(format!("it has {buckets} buckets"));
+            return Err(header.wrong(4, format!("it has {buckets} buckets")));
         }
+        let [version, pairs] = header.array()?;
         if version != 1 {
-            return Err(format!("it is of version {version}, only 1 is known"));
+            let reason = format!("it is of version {version}, only 1 is known");
+            return Err(header.wrong(2, reason));
         }
-        let mut rest = rest;
-        let mut text = || -> Result<Vec<u8>, String> {
-            let (&length, after) = rest.split_first().ok_or_else(short)?;
-            let text = after.get(..usize::from(length)).ok_or_else(short)?;
-            rest = &after[text.len()..];
-            Ok(text.to_vec())
-        };
         let pairs = (0..pairs)
-            .map(|_| Ok((text()?, text()?)))
+            .map(|_| Ok((header.text()?, header.text()?)))
             .collect::<Result<_, String>>()?;
         Ok(Self {
             value_bytes: values,
             buckets,
-            table_offset: 12 + length as u64,
+            table_offset: table_offset as u64,
             pairs,
         })
     }
@@ -123,6 +163,12 @@ impl Bucket {
         file_bytes: u64,
     ) -> Result<Self, String> {
         let at = number as usize * BUCKET_LINE_BYTES;
+        let wrong = |reason: String| {
+            let place = header.table_offset + at as u64;
+            Err(format!(
+                "bucket {number}, by its line at byte {place}, {reason}"
+            ))
+        };
         let line = table
             .get(at..)
             .and_then(<[u8]>::first_chunk::<BUCKET_LINE_BYTES>);
@@ -147,22 +193,22 @@ impl Bucket {
             ],
         ) = line
         else {
-            return Err(format!("it ends before the line of bucket {number}"));
+            return wrong("has none: the table ends before it".to_owned());
         };
         if usize::from(hash) != HASH_BYTES {
-            return Err(format!(
-                "bucket {number} keeps {hash} bytes of a hash instead of {HASH_BYTES}"
+            return wrong(format!(
+                "keeps {hash} bytes of a hash instead of {HASH_BYTES}"
             ));
         }
         let entries = u32::from_le_bytes([e0, e1, e2, e3]);
         let bytes = u64::from(entries) * header.entry_bytes() as u64;
         let offset = u64::from_le_bytes([o0, o1, o2, o3, o4, o5, 0, 0]);
         if bytes > MAXIMUM_BUCKET_BYTES {
-            return Err(format!("bucket {number} has {entries} entries"));
+            return wrong(format!("has {entries} entries, {bytes} bytes"));
         }
         if offset < header.table_offset + header.table_bytes() || offset + bytes > file_bytes {
-            return Err(format!(
-                "bucket {number} lies at bytes {offset}..{}, outside of the file's {file_bytes}",
+            return wrong(format!(
+                "lies at bytes {offset}..{}, outside of the file's {file_bytes}",
                 offset + bytes
             ));
         }

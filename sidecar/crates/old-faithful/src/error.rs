@@ -18,6 +18,7 @@ pub struct Malformed {
 impl Malformed {
     /// A fault with its place in the parsed bytes.
     #[must_use]
+    #[cold]
     pub const fn new(reason: &'static str, at: usize) -> Self {
         Self { reason, at }
     }

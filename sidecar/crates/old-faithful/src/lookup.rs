@@ -6,7 +6,9 @@
 //! one scanner made of it for its programs, without locks. Both only ever dismiss: a transaction that is not
 //! dismissed has its metadata decompressed, and the keys themselves decide.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::sync::{PoisonError, RwLock};
 
 use ahash::RandomState;
@@ -36,6 +38,17 @@ impl Indexes {
 
     fn add(&mut self, index: u8) {
         self.0[usize::from(index >> 6)] |= 1 << (index & 63);
+    }
+
+    /// All of them, in ascending order.
+    fn iter(self) -> impl Iterator<Item = u8> {
+        (0_u8..).zip(self.0).flat_map(|(word, mut bits)| {
+            std::iter::from_fn(move || {
+                let lowest = bits.checked_ilog2().map(|_| bits.trailing_zeros())?;
+                bits &= bits - 1;
+                Some(word << 6 | u8::try_from(lowest).unwrap_or_default())
+            })
+        })
     }
 
     /// How many of them come before `index`.
@@ -112,8 +125,7 @@ impl LearnedTables {
         let part = self.part(table).read();
         let part = part.unwrap_or_else(PoisonError::into_inner);
         if let Some(table) = part.tables.get(table) {
-            let indexes = (0..=u8::MAX).filter(|index| table.known.has(*index));
-            for (index, fingerprint) in indexes.zip(&table.fingerprints) {
+            for (index, fingerprint) in table.known.iter().zip(&table.fingerprints) {
                 if !filter.may_be(*fingerprint) {
                     dismissed.add(index);
                 }
@@ -123,9 +135,38 @@ impl LearnedTables {
     }
 }
 
+/// Indexes of a table that are none of a scanner's programs. A cache line: to look one up is all that most lookups
+/// cost, in a set that no near cache holds beside the archive's bytes.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Dismissed {
+    table: Pubkey,
+    indexes: Indexes,
+}
+
+impl Borrow<Pubkey> for Dismissed {
+    fn borrow(&self) -> &Pubkey {
+        &self.table
+    }
+}
+
+impl Hash for Dismissed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.table.hash(state);
+    }
+}
+
+impl PartialEq for Dismissed {
+    fn eq(&self, other: &Self) -> bool {
+        self.table == other.table
+    }
+}
+
+impl Eq for Dismissed {}
+
 /// What one scanner knows not to be any of its programs.
 #[derive(Debug, Default)]
-pub(crate) struct Dismissals(HashMap<Pubkey, Indexes, RandomState>);
+pub(crate) struct Dismissals(HashSet<Dismissed, RandomState>);
 
 impl Dismissals {
     /// Whether no key that the transaction loads is one of the filter's programs, for all that is known.
@@ -138,17 +179,20 @@ impl Dismissals {
         transaction.lookups().all(|lookup| {
             let mut indexes = lookup.writable.iter().chain(lookup.readonly);
             if let Some(known) = self.0.get(lookup.table)
-                && indexes.clone().all(|index| known.has(*index))
+                && indexes.clone().all(|index| known.indexes.has(*index))
             {
                 return true;
             }
-            let known = learned.dismissed(lookup.table, filter);
-            let all = indexes.all(|index| known.has(*index));
+            let indexes_known = learned.dismissed(lookup.table, filter);
+            let all = indexes.all(|index| indexes_known.has(*index));
             if all {
                 if self.0.len() >= MAXIMUM_DISMISSED {
                     self.0.clear();
                 }
-                self.0.insert(*lookup.table, known);
+                self.0.replace(Dismissed {
+                    table: *lookup.table,
+                    indexes: indexes_known,
+                });
             }
             all
         })

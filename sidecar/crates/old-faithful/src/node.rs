@@ -51,6 +51,7 @@ impl Kind {
 }
 
 /// Reads a node's array head and kind; the number of elements after the kind.
+#[inline]
 fn begin(cursor: &mut Cursor<'_>, kind: u64, least: usize) -> Result<usize, Malformed> {
     let count = cursor.array()?;
     if count < least + 1 {
@@ -63,6 +64,7 @@ fn begin(cursor: &mut Cursor<'_>, kind: u64, least: usize) -> Result<usize, Malf
 }
 
 /// Reads fields that this reader does not know.
+#[inline]
 fn skip_rest(cursor: &mut Cursor<'_>, count: usize) -> Result<(), Malformed> {
     for _ in 0..count {
         cursor.skip()?;
@@ -70,6 +72,7 @@ fn skip_rest(cursor: &mut Cursor<'_>, count: usize) -> Result<(), Malformed> {
     Ok(())
 }
 
+#[inline]
 fn end(cursor: &Cursor<'_>) -> Result<(), Malformed> {
     if cursor.is_at_end() {
         Ok(())

@@ -255,13 +255,12 @@ impl Sampler {
         let (part, listed) = (&self.parts[drawn.part], drawn.listed);
         let mut scanner = self.scanner.take().unwrap_or_else(|| {
             BlockScanner::new(
-                Arc::clone(&part.car),
                 Arc::clone(&self.filter),
                 Verify::Full,
                 Arc::clone(&self.archive.learned),
             )
         });
-        scanner.restart(&part.car);
+        scanner.restart();
         scanner.expect(listed.slot);
         let mut bytes = RangeReader::new(
             Arc::clone(&self.archive.store),
@@ -273,8 +272,8 @@ impl Sampler {
         let mut block = None;
         while let Some(bytes) = bytes.next().await? {
             feed.push(bytes, |section| {
-                if let Some(whole) = scanner.section(&section)? {
-                    block = Some(whole);
+                if let Some(whole) = scanner.section(&section, &part.car)? {
+                    block = Some(*whole);
                 }
                 Ok(())
             })

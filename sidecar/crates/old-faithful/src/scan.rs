@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::Stream;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
@@ -73,7 +74,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn take_scanner(&self, car: &Arc<str>) -> BlockScanner {
+    fn take_scanner(&self) -> BlockScanner {
         let spare = self
             .scanners
             .lock()
@@ -81,12 +82,7 @@ impl Shared {
             .pop();
         spare.unwrap_or_else(|| {
             let learned = Arc::clone(&self.archive.learned);
-            BlockScanner::new(
-                Arc::clone(car),
-                Arc::clone(&self.filter),
-                self.verify,
-                learned,
-            )
+            BlockScanner::new(Arc::clone(&self.filter), self.verify, learned)
         })
     }
 
@@ -241,7 +237,13 @@ impl Scan {
             segment,
             handed_on: 0,
             blocks,
-            task: tokio::spawn(reading),
+            task: if self.shared.archive.store.in_folder {
+                // Reading and scanning on one thread keeps what was read in its core's cache.
+                let runtime = Handle::current();
+                tokio::task::spawn_blocking(move || runtime.block_on(reading))
+            } else {
+                tokio::spawn(reading)
+            },
         });
         Ok(())
     }
@@ -306,12 +308,7 @@ impl Scan {
             return Ok(None);
         };
         let nothing = Arc::new(ProgramFilter::new(&[]));
-        let scanner = BlockScanner::new(
-            Arc::clone(&epoch.car),
-            nothing,
-            self.shared.verify,
-            Arc::default(),
-        );
+        let scanner = BlockScanner::new(nothing, self.shared.verify, Arc::default());
         let segment = Segment {
             epoch: Arc::clone(&epoch),
             blocks: vec![listed],
@@ -333,9 +330,12 @@ async fn read_segment(
     let window = shared.connections.most * SEGMENTS_PER_CONNECTION;
     let most = u32::try_from(WAITING_BYTES / window).unwrap_or(u32::MAX);
     let memory = Arc::new(Semaphore::new(most as usize));
-    let scanner = shared.take_scanner(&segment.epoch.car);
+    let scanner = shared.take_scanner();
     let store = Arc::clone(&shared.archive.store);
     let mut reader = SegmentReader::new(store, segment, scanner);
+    if shared.archive.store.in_folder {
+        reader = reader.blocking();
+    }
     loop {
         match reader.next().await {
             Ok(Some(block)) => {

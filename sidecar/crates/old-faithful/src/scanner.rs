@@ -64,7 +64,6 @@ impl ScannedBlock {
 /// Makes blocks of sections.
 #[derive(Debug)]
 pub(crate) struct BlockScanner {
-    car: Arc<str>,
     verify: Verify,
     transactions: TransactionReader,
     /// The slot of the block that is being read, as soon as something names it.
@@ -82,13 +81,11 @@ pub(crate) struct BlockScanner {
 
 impl BlockScanner {
     pub(crate) fn new(
-        car: Arc<str>,
         filter: Arc<ProgramFilter>,
         verify: Verify,
         learned: Arc<LearnedTables>,
     ) -> Self {
         Self {
-            car,
             verify,
             transactions: TransactionReader::new(filter, verify, learned),
             slot: None,
@@ -103,10 +100,7 @@ impl BlockScanner {
     }
 
     /// Begins anew with another file, or another place of it. What was learned stays.
-    pub(crate) fn restart(&mut self, car: &Arc<str>) {
-        // A copy of its own: counting references to one that all scanners share would have their cores wait for
-        // each other at every section.
-        self.car = Arc::from(&**car);
+    pub(crate) fn restart(&mut self) {
         self.matches.clear();
         self.begin_block();
     }
@@ -128,14 +122,14 @@ impl BlockScanner {
         self.counts.cids_verified
     }
 
-    /// Takes the next section; a block, when it was its last.
+    /// Takes the next section of the file `car`; a block, when it was its last.
     pub(crate) fn section(
         &mut self,
         section: &Section<'_>,
-    ) -> Result<Option<ScannedBlock>, ArchiveError> {
-        let car = Arc::clone(&self.car);
+        car: &Arc<str>,
+    ) -> Result<Option<Box<ScannedBlock>>, ArchiveError> {
         let place = Place {
-            car: &car,
+            car,
             slot: self.slot,
             offset: section.offset,
         };
@@ -154,7 +148,11 @@ impl BlockScanner {
         match kind {
             Kind::Transaction => self.transaction(section, &place)?,
             Kind::Entry => self.entry(section, &place)?,
-            Kind::Block => return self.block(section, &place).map(Some),
+            Kind::Block => {
+                return self
+                    .block(section, &place)
+                    .map(|block| Some(Box::new(block)));
+            }
             Kind::DataFrame => {
                 let bytes = self.frames.insert(*section.hash, section.node);
                 if bytes > MAXIMUM_FRAME_BYTES {

@@ -35,7 +35,7 @@ impl SegmentReader {
         let end = segment.blocks.last().map_or(0, ListedBlock::end);
         let identity = Some(epoch.identity.clone());
         let bytes = RangeReader::new(store, &epoch.car, start..end, identity);
-        scanner.restart(&epoch.car);
+        scanner.restart();
         if let Some(first) = segment.blocks.first() {
             scanner.expect(first.slot);
         }
@@ -67,7 +67,9 @@ impl SegmentReader {
                 break;
             };
             feed.push(bytes, |section| {
-                ready.extend(scanning.section(&section)?);
+                if let Some(block) = scanning.section(&section)? {
+                    ready.push_back(*block);
+                }
                 Ok(())
             })
             .map_err(|error| feed_error(&scanning.segment.epoch.car, error))?;
@@ -84,6 +86,12 @@ impl SegmentReader {
                 ),
             }),
         }
+    }
+
+    /// For a thread of its own, which may block.
+    pub(crate) fn blocking(mut self) -> Self {
+        self.bytes = self.bytes.blocking();
+        self
     }
 
     /// The scanner, for another segment.
@@ -119,9 +127,13 @@ struct Scanning {
 }
 
 impl Scanning {
-    fn section(&mut self, section: &Section<'_>) -> Result<Option<ScannedBlock>, ArchiveError> {
+    fn section(
+        &mut self,
+        section: &Section<'_>,
+    ) -> Result<Option<Box<ScannedBlock>>, ArchiveError> {
+        let car = &self.segment.epoch.car;
         let place = Place {
-            car: &self.segment.epoch.car,
+            car,
             slot: None,
             offset: section.offset,
         };
@@ -135,7 +147,7 @@ impl Scanning {
             );
             return Err(place.chain(listed.slot, reason));
         }
-        match self.scanner.section(section)? {
+        match self.scanner.section(section, car)? {
             Some(block) if end == listed_end => {
                 self.done += 1;
                 if let Some(next) = self.segment.blocks.get(self.done) {

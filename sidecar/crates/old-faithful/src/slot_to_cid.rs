@@ -123,7 +123,11 @@ impl IndexFile {
         }
         let table_end = header.table_offset + header.table_bytes();
         if table_end > identity.size {
-            return Err(invalid(epoch, &name, "it ends inside its table".to_owned()));
+            let reason = format!(
+                "it ends at byte {}, inside its table of buckets, which ends at byte {table_end}",
+                identity.size
+            );
+            return Err(invalid(epoch, &name, reason));
         }
         let mut file = Self {
             store: Arc::clone(store),
@@ -296,7 +300,11 @@ impl SlotToCid {
             .find(header, &entries, cid)
             .and_then(<[u8]>::first_chunk);
         let Some(&[o0, o1, o2, o3, o4, o5, s0, s1, s2]) = found else {
-            return Err(self.invalid("a block that the slot index names is not in it".to_owned()));
+            return Err(self.invalid(format!(
+                "a block that the slot index names is not in its bucket at bytes {}..{}",
+                bucket.offset,
+                bucket.offset + bucket.bytes
+            )));
         };
         let place = BlockPlace {
             offset: u64::from_le_bytes([o0, o1, o2, o3, o4, o5, 0, 0]),

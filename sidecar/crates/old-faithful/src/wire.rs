@@ -57,8 +57,14 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    #[inline]
     fn at(&self) -> usize {
         self.length - self.bytes.len()
+    }
+
+    #[inline]
+    fn fault(&self, reason: &'static str) -> Malformed {
+        Malformed::new(reason, self.at())
     }
 
     #[inline]
@@ -68,13 +74,19 @@ impl<'a> Reader<'a> {
                 self.bytes = rest;
                 Ok(taken)
             }
-            None => Err(Malformed::new("the transaction ends early", self.at())),
+            None => Err(self.fault("the transaction ends early")),
         }
     }
 
     #[inline]
     fn byte(&mut self) -> Result<u8, Malformed> {
-        Ok(self.take(1)?[0])
+        match self.bytes.split_first() {
+            Some((byte, rest)) => {
+                self.bytes = rest;
+                Ok(*byte)
+            }
+            None => Err(self.fault("the transaction ends early")),
+        }
     }
 
     /// Solana's compact-u16: 7 bits a byte, low ones first, at most 3 bytes.
@@ -91,10 +103,7 @@ impl<'a> Reader<'a> {
         }
         match self.byte()? {
             third @ 0..=3 => Ok(low | u16::from(third) << 14),
-            _ => Err(Malformed::new(
-                "a count of the transaction exceeds 16 bits",
-                self.at(),
-            )),
+            _ => Err(self.fault("a count of the transaction exceeds 16 bits")),
         }
     }
 
@@ -113,13 +122,14 @@ impl<'a> Reader<'a> {
         })
     }
 
+    #[inline]
     fn lookup(&mut self) -> Result<WireLookup<'a>, Malformed> {
-        let at = self.at();
+        let Some((table, rest)) = self.bytes.split_first_chunk::<32>() else {
+            return Err(self.fault("the transaction ends early"));
+        };
+        self.bytes = rest;
         Ok(WireLookup {
-            table: self
-                .take(32)?
-                .try_into()
-                .map_err(|_| Malformed::new("the transaction ends early", at))?,
+            table,
             writable: self.counted()?,
             readonly: self.counted()?,
         })

@@ -102,6 +102,8 @@ pub(crate) struct Store {
     inner: Arc<dyn ObjectStore>,
     /// The address without credentials.
     address: String,
+    /// Whether files lie in a folder of this machine, where reading blocks a thread.
+    pub(crate) in_folder: bool,
     pub(crate) options: ArchiveOptions,
     pub(crate) counters: Counters,
     pub(crate) throttle: Throttle,
@@ -120,13 +122,16 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// The files below `base`. Nothing is read yet.
     pub(crate) fn open(base: &str, options: ArchiveOptions) -> Result<Self, ArchiveError> {
+        let mut in_folder = false;
         let inner: Arc<dyn ObjectStore> = if base.starts_with('/') {
+            in_folder = true;
             Arc::new(local(&PathBuf::from(base))?)
         } else {
             let url = Url::parse(base)
                 .map_err(|_| not_an_archive(base, "it is neither an absolute path nor a URL"))?;
             match url.scheme() {
                 "file" => {
+                    in_folder = true;
                     let path = url
                         .to_file_path()
                         .map_err(|()| not_an_archive(base, "it names no folder of this machine"))?;
@@ -145,6 +150,7 @@ impl Store {
         Ok(Self {
             inner,
             address: redact(base),
+            in_folder,
             options,
             counters: Counters::default(),
             throttle: Throttle::default(),

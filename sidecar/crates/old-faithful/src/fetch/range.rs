@@ -15,8 +15,8 @@ use super::{Fault, Identity, Opened, Passing, Source, Store, fault};
 use crate::counters::RetryCause;
 use crate::error::ArchiveError;
 
-/// Read from a local file at once, in bytes.
-const FILE_READ_BYTES: u64 = 512 << 10;
+/// Read from a local file at once, in bytes: so few that they are still in the core's own cache when they are scanned.
+const FILE_READ_BYTES: u64 = 256 << 10;
 /// Progress that makes earlier faults forgotten, in bytes: a server that closes every connection after a while
 /// can still be read, one that sends next to nothing cannot.
 const PROGRESS_BYTES: u64 = 1 << 20;
@@ -48,6 +48,8 @@ pub(crate) struct RangeReader {
     silent: Duration,
     current: Current,
     buffer: Vec<u8>,
+    /// Whether the thread that polls may block: it serves no one else.
+    may_block: bool,
 }
 
 impl RangeReader {
@@ -72,7 +74,14 @@ impl RangeReader {
             silent: Duration::ZERO,
             current: Current::Buffer(0),
             buffer: Vec::new(),
+            may_block: false,
         }
+    }
+
+    /// For a reader that is polled by a thread of its own: local files are read right there.
+    pub(crate) fn blocking(mut self) -> Self {
+        self.may_block = true;
+        self
     }
 
     /// What identifies the file, once it has answered.
@@ -195,19 +204,25 @@ impl RangeReader {
         Ok(())
     }
 
-    /// Reads from a local file, away from the threads that serve connections.
+    /// Reads from a local file, but never on a thread that serves connections.
     async fn read_file(&mut self, mut file: std::fs::File) -> Result<usize, ArchiveError> {
         let at = self.at;
         let wanted = usize::try_from((self.end - at).min(FILE_READ_BYTES)).unwrap_or_default();
         let mut buffer = std::mem::take(&mut self.buffer);
-        let read = tokio::task::spawn_blocking(move || {
+        let read = move || {
             buffer.resize(wanted, 0);
             let count = file
                 .seek(SeekFrom::Start(at))
                 .and_then(|_| file.read(&mut buffer));
             (file, buffer, count)
-        });
-        let (file, buffer, count) = read.await.map_err(|error| self.failed(error.to_string()))?;
+        };
+        let (file, buffer, count) = if self.may_block {
+            read()
+        } else {
+            tokio::task::spawn_blocking(read)
+                .await
+                .map_err(|error| self.failed(error.to_string()))?
+        };
         self.buffer = buffer;
         match count {
             Ok(0) => {
