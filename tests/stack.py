@@ -43,7 +43,7 @@ class Dagster:
     """A stack: where its UI is, and its home; `start` it, and it may be started again."""
 
     home: Path
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
     url: str
     process: "subprocess.Popen[bytes] | None" = None
     starts: int = field(default=0)
