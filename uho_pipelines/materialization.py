@@ -47,6 +47,7 @@ from uho_pipelines.warehouse.ledger import (
     fail_attempt,
     finish_records,
     get_halt,
+    leave_attempt,
     set_halt,
 )
 from uho_pipelines.warehouse.load import ChunkLoad, Encoded
@@ -307,7 +308,7 @@ def _load_events_once(
                 fail_attempt(connection, program, chunk, attempt, "events", verdict.text, counts.as_json())
                 set_halt(connection, program, chunk, f"Chunk {chunk.key}: {verdict.text}")
         except BaseException as error:
-            fail_apart(url, program, chunk, attempt, "events", error, counts.as_json() if counts.records else None)
+            end_apart(url, program, chunk, attempt, "events", error, counts.as_json() if counts.records else None)
             raise
     return EventsOutcome(manifest, counts, verdict, result, time.monotonic() - started, indexes, written)
 
@@ -385,7 +386,7 @@ class _Reading:
         """Tell the ledger of every program that is not complete."""
         for key, outcome in self.outcomes.items():
             if outcome.manifest is None and outcome.error is None and key in self.attempts:
-                fail_apart(self.url, outcome.program, self.chunk, self.attempts[key], "records", error, None)
+                end_apart(self.url, outcome.program, self.chunk, self.attempts[key], "records", error, None)
 
     def _stream(self) -> None:
         start = self._resume_slot()
@@ -448,7 +449,7 @@ class _Reading:
             if key in self.writers:
                 self.writers.pop(key).close()
             if key in self.attempts:
-                fail_apart(self.url, outcome.program, self.chunk, self.attempts[key], "records", error, None)
+                end_apart(self.url, outcome.program, self.chunk, self.attempts[key], "records", error, None)
 
     def _resume_slot(self) -> int:
         return min((writer.resume_slot for writer in self.writers.values()), default=self.chunk.end)
@@ -469,7 +470,7 @@ class _Reading:
         return int(SPACE_MARGIN * sum(manifest.bytes for manifest in manifests if manifest is not None))
 
 
-def fail_apart(
+def end_apart(
     url: str,
     program: Program,
     chunk: Chunk,
@@ -478,10 +479,16 @@ def fail_apart(
     error: BaseException,
     counts: dict[str, Any] | None,
 ) -> None:
-    """Tell the ledger that an attempt failed, over a connection of its own; if that fails, the error tells."""
+    """Tell the ledger how an attempt ended, over a connection of its own; if that fails, the error tells.
+
+    An interruption is no failure: who cancels a run leaves the chunk pending.
+    """
     text = redact(str(error) or type(error).__name__)
     try:
         with connect(url, application_name=f"{APPLICATION} {stage} {chunk.key}") as connection:
-            fail_attempt(connection, program, chunk, attempt, stage, text, counts)
+            if isinstance(error, Exception):
+                fail_attempt(connection, program, chunk, attempt, stage, text, counts)
+            else:
+                leave_attempt(connection, program, chunk, attempt, stage)
     except psycopg.Error:
         return

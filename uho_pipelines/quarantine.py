@@ -14,7 +14,7 @@ from typing import Any
 from uho_pipelines.chunks import Chunk, select_chunks
 from uho_pipelines.decoding import decode, decoder_for
 from uho_pipelines.errors import UhoError
-from uho_pipelines.materialization import fail_apart, warehouse_url
+from uho_pipelines.materialization import end_apart, warehouse_url
 from uho_pipelines.registry import Program
 from uho_pipelines.settings import Settings
 from uho_pipelines.warehouse import Connection, connect, ensure_tables
@@ -139,7 +139,7 @@ def _repair(settings: Settings, connection: Connection, program: Program, chunk:
         plan = ensure_tables(connection, program, decoder.tables())
         return repair_chunk(connection, plan, program, chunk, attempt, partial(decode, decoder, program))
     except BaseException as error:
-        fail_apart(warehouse_url(settings), program, chunk, attempt, "events", error, None)
+        end_apart(warehouse_url(settings), program, chunk, attempt, "events", error, None)
         raise
 
 

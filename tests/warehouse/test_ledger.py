@@ -22,6 +22,7 @@ from uho_pipelines.warehouse.ledger import (
     fix_chunk_slots,
     get_halt,
     get_tip,
+    leave_attempt,
     owns_attempt,
     register_program,
     set_halt,
@@ -110,6 +111,15 @@ def test_what_fails_after_an_attempt_completed_does_not_undo_it(warehouse, ledge
     finish_records(ledger, PROGRAM, CHUNK, attempt, certificate(PROGRAM))
     fail_attempt(ledger, PROGRAM, CHUNK, attempt, "records", "afterwards")
     assert rows(warehouse, "SELECT records_state, records_error FROM uho.chunk") == [("complete", None)]
+
+
+def test_an_attempt_that_was_interrupted_leaves_its_stage_pending_unless_it_is_no_longer_its(warehouse, ledger):
+    first = begin_attempt(ledger, PROGRAM, CHUNK, "records")
+    second = begin_attempt(ledger, PROGRAM, CHUNK, "records")
+    leave_attempt(ledger, PROGRAM, CHUNK, first, "records")
+    assert rows(warehouse, "SELECT records_state FROM uho.chunk") == [("running",)]
+    leave_attempt(ledger, PROGRAM, CHUNK, second, "records")
+    assert rows(warehouse, "SELECT records_state, records_error FROM uho.chunk") == [("pending", None)]
 
 
 def test_errors_and_counts_may_hold_what_postgres_takes_not(warehouse, ledger):

@@ -251,6 +251,19 @@ def fail_attempt(
         connection.execute(query, [*values, *chunk_key(program, chunk), attempt])
 
 
+def leave_attempt(connection: Connection, program: Program, chunk: Chunk, attempt: uuid.UUID, stage: Stage) -> None:
+    """Mark the stage pending: somebody ended the attempt, and what it kept waits for the next one.
+
+    Nothing changes when a later attempt owns the stage, or when this one completed.
+    """
+    query = sql.SQL(
+        "UPDATE uho.chunk SET {state} = 'pending', {error} = NULL "
+        "WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s) AND {attempt} = %s AND {state} = 'running'"
+    ).format(**_columns(stage))
+    with connection.transaction():
+        connection.execute(query, [*chunk_key(program, chunk), attempt])
+
+
 @dataclass(frozen=True)
 class ChunkState:
     """What the ledger says of a chunk that was begun: see the view `uho.chunk_status`."""
