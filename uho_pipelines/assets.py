@@ -343,8 +343,8 @@ def _observe_idl(context: AssetExecutionContext, program: Program) -> EventsOfOp
     tags = (record.asset_event.tags if record is not None and record.asset_event is not None else None) or {}
     if tags.get(DATA_VERSION_TAG) != program.idl_hash:
         yield dg.AssetObservation(idl_key(program), tags={DATA_VERSION_TAG: program.idl_hash})
-        # The versions of a step's inputs are read before it begins; this one came after.
-        context.get_step_execution_context().fetch_external_input_asset_version_info()
+    # The versions of a step's inputs are read before it begins; this one may have come after, from another run even.
+    context.get_step_execution_context().fetch_external_input_asset_version_info()
 
 
 class Observer:
