@@ -48,7 +48,7 @@ test-rust: | prerequisites
 	cd sidecar && $(CARGO) test --locked --workspace --exclude uho-native --quiet
 
 test-python: build
-	.venv/bin/pytest -n auto --dist loadgroup --no-loadscope-reorder
+	.venv/bin/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 faults: | prerequisites ## every fault of the network at 100 random places each: the same records, or an error (minutes)
 	cd sidecar && UHO_FAULT_PLACES=100 $(CARGO) test --locked -p old-faithful --test faults -- --nocapture fault

@@ -1,5 +1,6 @@
 """Servers that several test modules use."""
 
+import os
 import shutil
 import signal
 import tempfile
@@ -13,15 +14,11 @@ from psycopg import sql
 from uho_pipelines.runtime.postgres import EmbeddedPostgres
 from uho_pipelines.warehouse import connect, migrate
 
+# Commands that a test runs in its own process print lines as long as they are, whatever terminal there is.
+os.environ["COLUMNS"] = "500"
+
 # A shell's background job ignores SIGINT; Dagster then makes SIGTERM the same, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_modifyitems(items):
-    """Keep a module's tests in one process, where several run: its servers are started once."""
-    for item in items:
-        if not any(item.iter_markers("xdist_group")):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @contextmanager

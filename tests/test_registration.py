@@ -55,7 +55,7 @@ def folder_of(tmp_path, name, owner="acme", **changes):
 
 
 def uho(*arguments):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "500"})
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
 def may_read(warehouse, role, table):

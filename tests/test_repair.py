@@ -90,7 +90,6 @@ def with_programs(settings, folder):
 @pytest.fixture
 def uho(monkeypatch):
     """Run a command of `uho` as the shell would, in this process."""
-    monkeypatch.setenv("COLUMNS", "250")
 
     def run(settings, *arguments):
         for name, value in settings_environment(settings).items():

@@ -66,7 +66,6 @@ def uho(settings, monkeypatch):
     """Run a command of `uho` as the shell would, in this process."""
     for name, value in settings_environment(settings).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("COLUMNS", "250")
 
     def run(*arguments):
         return CliRunner().invoke(cli.app, arguments, catch_exceptions=False)

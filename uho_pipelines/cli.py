@@ -28,8 +28,17 @@ alerts_app = typer.Typer(help="What went wrong, and who was told.")
 app.add_typer(alerts_app, name="alerts")
 stall_app = typer.Typer(help="Programs that fell behind the archive they follow.", no_args_is_help=True)
 app.add_typer(stall_app, name="stall")
-console = Console()
-errors = Console(stderr=True)
+PIPED_COLUMNS = 500
+"""Columns where no terminal says how many it has: what goes into a file or through a pipe keeps its lines whole."""
+
+
+def _console(*, stderr: bool) -> Console:
+    told = (sys.stderr if stderr else sys.stdout).isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, width=None if told else PIPED_COLUMNS)
+
+
+console = _console(stderr=False)
+errors = _console(stderr=True)
 
 ProgramName = Annotated[str, typer.Argument(help="The program's folder name, or network/owner/name.")]
 FromSlot = Annotated[int | None, typer.Option(min=0, help="First slot wanted; default: the program's first.")]

@@ -107,7 +107,7 @@ def test_the_command_line_tells_refuses_and_clears(settings, warehouse, program,
         monkeypatch.setenv(name, value)
 
     def uho(*arguments):
-        return CliRunner().invoke(cli.app, list(arguments), env={"COLUMNS": "500"})
+        return CliRunner().invoke(cli.app, list(arguments))
 
     asked = uho("ready")
     assert asked.exit_code == 1
