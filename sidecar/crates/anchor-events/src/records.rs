@@ -418,35 +418,34 @@ impl Default for RecordBatchBuilder {
 impl RecordBatchBuilder {
     /// An empty builder.
     pub fn new() -> Self {
-        Self {
-            slot: UInt64Builder::new(),
-            tx_index: UInt32Builder::new(),
-            event_index: UInt32Builder::new(),
-            signature: FixedSizeBinaryBuilder::new(64),
-            block_time: Int64Builder::new(),
-            program: FixedSizeBinaryBuilder::new(32),
-            source: UInt8Builder::new(),
-            instruction_path: ListBuilder::new(UInt16Builder::new()).with_field(Field::new(
-                "item",
-                DataType::UInt16,
-                false,
-            )),
-            payload: BinaryBuilder::new(),
-            failed: BooleanBuilder::new(),
-            truncated: BooleanBuilder::new(),
-            epoch: UInt32Builder::new(),
-            archive_offset: UInt64Builder::new(),
-            accounts: None,
-            rows: 0,
-            payload_bytes: 0,
-        }
+        Self::with_capacity(0, 0, false)
     }
 
     /// An empty builder of batches that have the column `accounts`.
     pub fn with_accounts() -> Self {
+        Self::with_capacity(0, 0, true)
+    }
+
+    fn with_capacity(rows: usize, payload_bytes: usize, accounts: bool) -> Self {
+        let item = Field::new("item", DataType::UInt16, false);
+        let items = UInt16Builder::with_capacity(2 * rows);
         Self {
-            accounts: Some(BinaryBuilder::new()),
-            ..Self::new()
+            slot: UInt64Builder::with_capacity(rows),
+            tx_index: UInt32Builder::with_capacity(rows),
+            event_index: UInt32Builder::with_capacity(rows),
+            signature: FixedSizeBinaryBuilder::with_capacity(rows, 64),
+            block_time: Int64Builder::with_capacity(rows),
+            program: FixedSizeBinaryBuilder::with_capacity(rows, 32),
+            source: UInt8Builder::with_capacity(rows),
+            instruction_path: ListBuilder::with_capacity(items, rows).with_field(item),
+            payload: BinaryBuilder::with_capacity(rows, payload_bytes),
+            failed: BooleanBuilder::with_capacity(rows),
+            truncated: BooleanBuilder::with_capacity(rows),
+            epoch: UInt32Builder::with_capacity(rows),
+            archive_offset: UInt64Builder::with_capacity(rows),
+            accounts: accounts.then(|| BinaryBuilder::with_capacity(rows, 0)),
+            rows: 0,
+            payload_bytes: 0,
         }
     }
 
@@ -497,26 +496,26 @@ impl RecordBatchBuilder {
         Ok(())
     }
 
-    /// Takes the rows as a batch and leaves the builder empty.
+    /// Takes the rows as a batch and leaves the builder empty, with room for as many again.
     pub fn finish(&mut self) -> Result<RecordBatch, RecordError> {
-        self.rows = 0;
-        self.payload_bytes = 0;
+        let next = Self::with_capacity(self.rows, self.payload_bytes, self.accounts.is_some());
+        let mut full = std::mem::replace(self, next);
         let mut columns: Vec<ArrayRef> = vec![
-            Arc::new(self.slot.finish()),
-            Arc::new(self.tx_index.finish()),
-            Arc::new(self.event_index.finish()),
-            Arc::new(self.signature.finish()),
-            Arc::new(self.block_time.finish()),
-            Arc::new(self.program.finish()),
-            Arc::new(self.source.finish()),
-            Arc::new(self.instruction_path.finish()),
-            Arc::new(self.payload.finish()),
-            Arc::new(self.failed.finish()),
-            Arc::new(self.truncated.finish()),
-            Arc::new(self.epoch.finish()),
-            Arc::new(self.archive_offset.finish()),
+            Arc::new(full.slot.finish()),
+            Arc::new(full.tx_index.finish()),
+            Arc::new(full.event_index.finish()),
+            Arc::new(full.signature.finish()),
+            Arc::new(full.block_time.finish()),
+            Arc::new(full.program.finish()),
+            Arc::new(full.source.finish()),
+            Arc::new(full.instruction_path.finish()),
+            Arc::new(full.payload.finish()),
+            Arc::new(full.failed.finish()),
+            Arc::new(full.truncated.finish()),
+            Arc::new(full.epoch.finish()),
+            Arc::new(full.archive_offset.finish()),
         ];
-        let Some(accounts) = &mut self.accounts else {
+        let Some(mut accounts) = full.accounts else {
             return Ok(RecordBatch::try_new(record_schema(), columns)?);
         };
         columns.push(Arc::new(accounts.finish()));

@@ -83,14 +83,13 @@ impl Assembler {
         self.stretch.bytes += bytes;
         self.count(&scanned.counts);
         for transaction in &block.matches {
-            for (program, lookup_only) in transaction.programs.iter().zip(&transaction.lookup_only)
-            {
-                let Some(program) = self.programs.get(usize::from(*program)) else {
+            for mention in &transaction.mentions {
+                let Some(program) = self.programs.get(usize::from(mention.program)) else {
                     continue;
                 };
                 let counts = self.stretch.program_mut(program);
                 counts.matched += 1;
-                counts.matched_by_lookup_only += u64::from(*lookup_only);
+                counts.matched_by_lookup_only += u64::from(mention.lookup_only);
                 counts.failed += u64::from(transaction.failed());
                 counts.unrecorded += u64::from(!transaction.is_recorded());
             }

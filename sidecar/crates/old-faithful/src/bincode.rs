@@ -3,10 +3,8 @@
 //! nothing in the bytes tells. The layout that uses every byte is the right one; where none does, the metadata
 //! counts as missing.
 
-use bytes::Bytes;
-
 use crate::error::Malformed;
-use crate::metadata::{InnerInstruction, InnerInstructions, Metadata};
+use crate::metadata::{InnerInstruction, Metadata};
 
 /// The variants of `TransactionError` that carry an instruction's place and its own error, or one byte.
 const INSTRUCTION_ERROR: u32 = 8;
@@ -46,7 +44,7 @@ const LAYOUTS: [Layout; 6] = {
 };
 
 /// Reads metadata, whose fields borrow from `whole`.
-pub(crate) fn parse(whole: &Bytes) -> Result<Metadata, Malformed> {
+pub(crate) fn parse(whole: &[u8]) -> Result<Metadata<'_>, Malformed> {
     let mut farthest: Option<Malformed> = None;
     for layout in LAYOUTS {
         match Reader::new(whole, layout).metadata() {
@@ -61,13 +59,13 @@ pub(crate) fn parse(whole: &Bytes) -> Result<Metadata, Malformed> {
 }
 
 struct Reader<'a> {
-    whole: &'a Bytes,
+    whole: &'a [u8],
     at: usize,
     layout: Layout,
 }
 
 impl<'a> Reader<'a> {
-    fn new(whole: &'a Bytes, layout: Layout) -> Self {
+    fn new(whole: &'a [u8], layout: Layout) -> Self {
         Self {
             whole,
             at: 0,
@@ -75,7 +73,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn metadata(mut self) -> Result<Metadata, Malformed> {
+    fn metadata(mut self) -> Result<Metadata<'a>, Malformed> {
         let err = self.status()?;
         let fee = self.u64()?;
         for _ in ["before", "after"] {
@@ -113,14 +111,14 @@ impl<'a> Reader<'a> {
         Err(Malformed::new(reason, self.at))
     }
 
-    fn take(&mut self, count: usize) -> Result<Bytes, Malformed> {
-        match self.at.checked_add(count) {
-            Some(end) if end <= self.whole.len() => {
-                let taken = self.whole.slice(self.at..end);
-                self.at = end;
+    fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
+        let end = self.at.checked_add(count);
+        match end.and_then(|end| self.whole.get(self.at..end)) {
+            Some(taken) => {
+                self.at += count;
                 Ok(taken)
             }
-            _ => self.fault("the metadata ends inside a field"),
+            None => self.fault("the metadata ends inside a field"),
         }
     }
 
@@ -158,21 +156,21 @@ impl<'a> Reader<'a> {
     }
 
     /// Bytes behind their count as u64.
-    fn bytes(&mut self) -> Result<Bytes, Malformed> {
+    fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
         let count = self.count(1)?;
         self.take(count)
     }
 
-    fn text(&mut self) -> Result<Bytes, Malformed> {
+    fn text(&mut self) -> Result<&'a [u8], Malformed> {
         let bytes = self.bytes()?;
-        match std::str::from_utf8(&bytes) {
+        match std::str::from_utf8(bytes) {
             Ok(_) => Ok(bytes),
             Err(_) => self.fault("a text of the metadata is no UTF-8"),
         }
     }
 
     /// Bytes behind their count as compact-u16.
-    fn short_bytes(&mut self) -> Result<Bytes, Malformed> {
+    fn short_bytes(&mut self) -> Result<&'a [u8], Malformed> {
         let mut count = 0;
         for place in 0..3 {
             let byte = self.u8()?;
@@ -208,7 +206,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `Result<(), TransactionError>`: the error's bytes.
-    fn status(&mut self) -> Result<Option<Bytes>, Malformed> {
+    fn status(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
         match self.u32()? {
             0 => return Ok(None),
             1 => {}
@@ -219,32 +217,37 @@ impl<'a> Reader<'a> {
             INSTRUCTION_ERROR => {
                 self.u8()?;
                 match self.u32()? {
-                    CUSTOM => drop(self.u32()?),
-                    BORSH_IO_ERROR => drop(self.text()?),
+                    CUSTOM => {
+                        self.u32()?;
+                    }
+                    BORSH_IO_ERROR => {
+                        self.text()?;
+                    }
                     MOST_INSTRUCTION_ERRORS.. => {
                         return self.fault("no instruction error has this number");
                     }
                     _ => {}
                 }
             }
-            with_a_byte if ERRORS_WITH_A_BYTE.contains(&with_a_byte) => drop(self.u8()?),
+            with_a_byte if ERRORS_WITH_A_BYTE.contains(&with_a_byte) => {
+                self.u8()?;
+            }
             MOST_TRANSACTION_ERRORS.. => {
                 return self.fault("no transaction error has this number");
             }
             _ => {}
         }
-        Ok(Some(self.whole.slice(start..self.at)))
+        Ok(Some(&self.whole[start..self.at]))
     }
 
-    fn inner_instructions(&mut self) -> Result<Vec<InnerInstructions>, Malformed> {
+    fn inner_instructions(&mut self) -> Result<Vec<InnerInstruction<'a>>, Malformed> {
         let groups = self.count(9)?;
         let mut inner = Vec::new();
         for _ in 0..groups {
-            let index = self.u8()?;
-            let count = self.count(3)?;
-            let mut instructions = Vec::new();
-            for _ in 0..count {
-                instructions.push(InnerInstruction {
+            let top_level_index = self.u8()?;
+            for _ in 0..self.count(3)? {
+                inner.push(InnerInstruction {
+                    top_level_index,
                     program_index: self.u8()?,
                     accounts: self.short_bytes()?,
                     data: self.short_bytes()?,
@@ -255,15 +258,11 @@ impl<'a> Reader<'a> {
                     },
                 });
             }
-            inner.push(InnerInstructions {
-                index,
-                instructions,
-            });
         }
         Ok(inner)
     }
 
-    fn texts(&mut self) -> Result<Vec<Bytes>, Malformed> {
+    fn texts(&mut self) -> Result<Vec<&'a [u8]>, Malformed> {
         let count = self.count(8)?;
         let mut texts = Vec::new();
         for _ in 0..count {

@@ -1,6 +1,6 @@
 //! Which programs a key is. A table of first bytes dismisses most keys with one load.
 
-use crate::model::Pubkey;
+use crate::model::{Mention, Pubkey};
 
 /// What lookup tables keep of a key: enough to tell that it is none of the programs looked for. Two keys may share
 /// it; then metadata is decompressed in vain.
@@ -68,8 +68,7 @@ impl ProgramFilter {
 /// The programs that one transaction mentions; reused from one transaction to the next.
 #[derive(Debug, Default)]
 pub struct Mentions {
-    /// Place in the request, and whether only loaded keys mention it.
-    found: Vec<(u16, bool)>,
+    found: Vec<Mention>,
 }
 
 impl Mentions {
@@ -86,16 +85,19 @@ impl Mentions {
     /// Looks at a key. Static keys come before loaded ones.
     #[inline]
     pub fn look(&mut self, filter: &ProgramFilter, key: &Pubkey, loaded: bool) {
-        if let Some(place) = filter.place(key)
-            && self.found.iter().all(|(seen, _)| *seen != place)
+        if let Some(program) = filter.place(key)
+            && self.found.iter().all(|seen| seen.program != program)
         {
-            self.found.push((place, loaded));
+            self.found.push(Mention {
+                program,
+                lookup_only: loaded,
+            });
         }
     }
 
-    /// The places in ascending order, and for each whether only loaded keys mention it.
-    pub fn sorted(&mut self) -> (Vec<u16>, Vec<bool>) {
+    /// The mentions in the order of the request.
+    pub fn sorted(&mut self) -> Vec<Mention> {
         self.found.sort_unstable();
-        self.found.iter().copied().unzip()
+        self.found.clone()
     }
 }

@@ -71,6 +71,8 @@ pub mod filter;
 pub mod index;
 #[cfg(feature = "fetch")]
 mod lookup;
+#[cfg(feature = "fetch")]
+mod matches;
 pub mod metadata;
 mod model;
 pub mod node;
@@ -97,10 +99,10 @@ pub use certificate::{BlockLink, Certificate, CertificateError, IndexKind, Progr
 #[cfg(feature = "fetch")]
 pub use counters::{Counter, Counters, RetryCause};
 pub use error::{ArchiveError, Malformed};
-pub use metadata::{InnerInstruction, InnerInstructions, Metadata};
+pub use metadata::{InnerInstruction, Metadata};
 pub use model::{
-    BareScanRequest, Block, Instruction, MatchedTransaction, Pubkey, SLOTS_PER_EPOCH, ScanEvent,
-    ScanRequest, SlotRange, Verify,
+    BareScanRequest, Block, MatchedTransaction, Mention, Pubkey, SLOTS_PER_EPOCH, ScanEvent,
+    ScanRequest, SlotRange, TransactionParts, TransactionPlace, Verify,
 };
 #[cfg(feature = "fetch")]
 pub use sample::{DrawnBlock, SampledBlock, Sampler};

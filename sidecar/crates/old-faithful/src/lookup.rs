@@ -89,18 +89,24 @@ impl LearnedTables {
         &self.0[usize::from(table[31]) % PARTS]
     }
 
+    /// Whether every key that the transaction loads was learned.
+    pub(crate) fn knows(&self, transaction: &WireTransaction<'_>) -> bool {
+        transaction.lookups().all(|lookup| {
+            let part = self.part(lookup.table).read();
+            let part = part.unwrap_or_else(PoisonError::into_inner);
+            part.tables.get(lookup.table).is_some_and(|table| {
+                let mut indexes = lookup.writable.iter().chain(lookup.readonly);
+                indexes.all(|index| table.known.has(*index))
+            })
+        })
+    }
+
     /// Learns the keys of some of a table's indexes.
-    fn learn<'a>(&self, table: &Pubkey, keys: impl Iterator<Item = (u8, &'a Pubkey)> + Clone) {
-        let part = self.part(table);
-        {
-            let part = part.read().unwrap_or_else(PoisonError::into_inner);
-            let known = part.tables.get(table).map(|table| table.known);
-            let known = known.unwrap_or_default();
-            if keys.clone().all(|(index, _)| known.has(index)) {
-                return;
-            }
-        }
-        let mut part = part.write().unwrap_or_else(PoisonError::into_inner);
+    fn learn<'a>(&self, table: &Pubkey, keys: impl Iterator<Item = (u8, &'a Pubkey)>) {
+        let mut part = self
+            .part(table)
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         if part.bytes > MAXIMUM_BYTES / PARTS {
             *part = Part::default();
         }

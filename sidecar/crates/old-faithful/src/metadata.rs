@@ -4,7 +4,6 @@
 //! Today's format is zstd of the protocol buffer `TransactionStatusMeta`. Some payloads are not compressed. The
 //! earliest epochs hold bincode instead, which [`Format::of`] tells apart; how it is laid out belongs in `bincode`.
 
-use bytes::Bytes;
 use zstd::bulk::Decompressor;
 use zstd::zstd_safe::get_frame_content_size;
 
@@ -17,48 +16,43 @@ use crate::protobuf::Fields;
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// What is first tried for a frame that does not say how large its content is, in bytes.
 const UNKNOWN_CONTENT_BYTES: usize = 64 << 10;
+/// Most transactions have fewer log lines, and fewer inner instructions.
+const USUAL_LINES: usize = 32;
 /// A buffer that grew larger is given back, in bytes.
 const KEPT_BUFFER_BYTES: usize = 4 << 20;
 
-/// A transaction's metadata.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Metadata {
+/// A transaction's metadata, borrowed from its decompressed bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata<'a> {
     /// The error as stored (bincode of `TransactionError`); `None` = succeeded.
-    pub err: Option<Bytes>,
+    pub err: Option<&'a [u8]>,
     /// The fee, in lamports.
     pub fee: u64,
     /// Whether the instructions that others called were recorded.
     pub inner_recorded: bool,
-    /// The instructions called by each top-level instruction, as recorded.
-    pub inner_instructions: Vec<InnerInstructions>,
+    /// The instructions that others called, as recorded: one flat list.
+    pub inner_instructions: Vec<InnerInstruction<'a>>,
     /// The log lines; `None` when they were not recorded.
-    pub logs: Option<Vec<Bytes>>,
+    pub logs: Option<Vec<&'a [u8]>>,
     /// Writable keys loaded from lookup tables.
-    pub loaded_writable: Vec<Pubkey>,
+    pub loaded_writable: Vec<&'a Pubkey>,
     /// Readonly keys loaded from lookup tables.
-    pub loaded_readonly: Vec<Pubkey>,
+    pub loaded_readonly: Vec<&'a Pubkey>,
     /// Compute units used, where recorded.
     pub compute_units: Option<u64>,
 }
 
-/// The instructions that one top-level instruction called, flat, in the order of their calls.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InnerInstructions {
-    /// The top-level instruction.
-    pub index: u8,
-    /// What it called.
-    pub instructions: Vec<InnerInstruction>,
-}
-
 /// An instruction called by another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InnerInstruction {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InnerInstruction<'a> {
+    /// The top-level instruction that led to it.
+    pub top_level_index: u8,
     /// The called program, as an index into the account keys.
     pub program_index: u8,
     /// The accounts given to it: one byte each, an index into the account keys.
-    pub accounts: Bytes,
+    pub accounts: &'a [u8],
     /// The instruction's data.
-    pub data: Bytes,
+    pub data: &'a [u8],
     /// The depth of the call, where recorded: 2 = called by a top-level instruction.
     pub stack_height: Option<u32>,
 }
@@ -174,7 +168,7 @@ pub fn loaded_keys<'a>(
     match Format::of(decompressed) {
         Format::Absent => return Err(ABSENT),
         Format::Bincode => {
-            return bincode::parse(&Bytes::copy_from_slice(decompressed)).map(|_| counts);
+            return bincode::parse(decompressed).map(|_| counts);
         }
         Format::Protobuf => {}
     }
@@ -208,9 +202,9 @@ fn as_key(bytes: &[u8]) -> Result<&Pubkey, Malformed> {
 /// Nothing to read.
 const ABSENT: Malformed = Malformed::new("there is no metadata", 0);
 
-impl Metadata {
-    /// Reads metadata of either format. Fields borrow from `decompressed`, which stays alive with them.
-    pub fn parse(decompressed: &Bytes) -> Result<Self, Malformed> {
+impl<'a> Metadata<'a> {
+    /// Reads metadata of either format.
+    pub fn parse(decompressed: &'a [u8]) -> Result<Self, Malformed> {
         match Format::of(decompressed) {
             Format::Absent => Err(ABSENT),
             Format::Protobuf => Self::parse_protobuf(decompressed),
@@ -224,79 +218,168 @@ impl Metadata {
         self.logs.is_some() && self.inner_recorded
     }
 
-    fn parse_protobuf(protobuf: &Bytes) -> Result<Self, Malformed> {
-        let mut metadata = Self::default();
-        let mut logs = Vec::new();
-        let (mut without_inner, mut without_logs) = (false, false);
+    /// The keys loaded from lookup tables: writable, then readonly.
+    pub fn loaded(&self) -> impl Iterator<Item = &'a Pubkey> {
+        self.loaded_writable
+            .iter()
+            .chain(&self.loaded_readonly)
+            .copied()
+    }
+
+    fn parse_protobuf(protobuf: &'a [u8]) -> Result<Self, Malformed> {
+        let mut logs = Vec::with_capacity(USUAL_LINES);
+        let mut inner_instructions = Vec::with_capacity(USUAL_LINES);
+        let (mut loaded_writable, mut loaded_readonly) = (Vec::new(), Vec::new());
+        let fields = Protobuf::read(
+            protobuf,
+            &mut logs,
+            &mut inner_instructions,
+            &mut loaded_writable,
+            &mut loaded_readonly,
+        )?;
+        Ok(Self {
+            err: fields.err,
+            fee: fields.fee,
+            inner_recorded: !fields.without_inner || !inner_instructions.is_empty(),
+            inner_instructions,
+            logs: (!fields.without_logs || !logs.is_empty()).then_some(logs),
+            loaded_writable,
+            loaded_readonly,
+            compute_units: fields.compute_units,
+        })
+    }
+}
+
+/// What is known of metadata without keeping what it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Summary {
+    pub(crate) failed: bool,
+    /// Whether everything that the transaction said was recorded.
+    pub(crate) recorded: bool,
+}
+
+impl Summary {
+    /// Reads metadata that [`Metadata::parse`] reads, and refuses what it refuses; nothing is allocated.
+    pub(crate) fn read(decompressed: &[u8]) -> Result<Self, Malformed> {
+        if Format::of(decompressed) != Format::Protobuf {
+            return Metadata::parse(decompressed).map(|metadata| Self {
+                failed: metadata.err.is_some(),
+                recorded: metadata.is_recorded(),
+            });
+        }
+        let (mut logs, mut inner) = (Count(0), Count(0));
+        let (mut writable, mut readonly) = (Count(0), Count(0));
+        let fields = Protobuf::read(
+            decompressed,
+            &mut logs,
+            &mut inner,
+            &mut writable,
+            &mut readonly,
+        )?;
+        Ok(Self {
+            failed: fields.err.is_some(),
+            recorded: (!fields.without_inner || inner.0 > 0)
+                && (!fields.without_logs || logs.0 > 0),
+        })
+    }
+}
+
+/// Counts what it is given, and keeps nothing.
+struct Count(usize);
+
+impl<T> Extend<T> for Count {
+    fn extend<I: IntoIterator<Item = T>>(&mut self, items: I) {
+        self.0 += items.into_iter().count();
+    }
+}
+
+/// The protocol buffer's fields that come once.
+#[derive(Debug, Default)]
+struct Protobuf<'a> {
+    err: Option<&'a [u8]>,
+    fee: u64,
+    without_inner: bool,
+    without_logs: bool,
+    compute_units: Option<u64>,
+}
+
+impl<'a> Protobuf<'a> {
+    /// Reads the fields; those that come more than once go where they are wanted.
+    fn read(
+        protobuf: &'a [u8],
+        logs: &mut impl Extend<&'a [u8]>,
+        inner: &mut impl Extend<InnerInstruction<'a>>,
+        loaded_writable: &mut impl Extend<&'a Pubkey>,
+        loaded_readonly: &mut impl Extend<&'a Pubkey>,
+    ) -> Result<Self, Malformed> {
+        let mut fields = Self::default();
         for field in Fields::new(protobuf) {
             let (number, value) = field?;
             match number {
-                1 => metadata.err = Some(error_bytes(protobuf, value.bytes()?)?),
-                2 => metadata.fee = value.number()?,
-                5 => {
-                    let inner = inner_instructions(protobuf, value.bytes()?)?;
-                    metadata.inner_instructions.push(inner);
-                }
-                6 => logs.push(protobuf.slice_ref(value.bytes()?)),
-                10 => without_inner = value.number()? != 0,
-                11 => without_logs = value.number()? != 0,
-                12 => metadata.loaded_writable.push(*as_key(value.bytes()?)?),
-                13 => metadata.loaded_readonly.push(*as_key(value.bytes()?)?),
-                16 => metadata.compute_units = Some(value.number()?),
+                1 => fields.err = Some(error_bytes(value.bytes()?)?),
+                2 => fields.fee = value.number()?,
+                5 => inner_instructions(value.bytes()?, inner)?,
+                6 => logs.extend([value.bytes()?]),
+                10 => fields.without_inner = value.number()? != 0,
+                11 => fields.without_logs = value.number()? != 0,
+                12 => loaded_writable.extend([as_key(value.bytes()?)?]),
+                13 => loaded_readonly.extend([as_key(value.bytes()?)?]),
+                16 => fields.compute_units = Some(value.number()?),
                 _ => {}
             }
         }
-        metadata.inner_recorded = !without_inner || !metadata.inner_instructions.is_empty();
-        metadata.logs = if without_logs && logs.is_empty() {
-            None
-        } else {
-            Some(logs)
-        };
-        Ok(metadata)
+        Ok(fields)
     }
 }
 
 /// `TransactionError { 1: bytes }`.
-fn error_bytes(whole: &Bytes, message: &[u8]) -> Result<Bytes, Malformed> {
-    let mut error = Bytes::new();
+fn error_bytes(message: &[u8]) -> Result<&[u8], Malformed> {
+    let mut error = &[][..];
     for field in Fields::new(message) {
         if let (1, value) = field? {
-            error = whole.slice_ref(value.bytes()?);
+            error = value.bytes()?;
         }
     }
     Ok(error)
 }
 
-/// `InnerInstructions { 1: index, 2: repeated InnerInstruction }`.
-fn inner_instructions(whole: &Bytes, message: &[u8]) -> Result<InnerInstructions, Malformed> {
-    let mut index = 0;
-    let mut instructions = Vec::new();
+/// `InnerInstructions { 1: index, 2: repeated InnerInstruction }`, appended to `instructions`.
+fn inner_instructions<'a>(
+    message: &'a [u8],
+    instructions: &mut impl Extend<InnerInstruction<'a>>,
+) -> Result<(), Malformed> {
+    // Absent = 0. It need not come before the instructions, but does.
+    let mut top_level_index = 0;
     for field in Fields::new(message) {
-        match field? {
-            (1, value) => index = narrow(value.number()?)?,
-            (2, value) => instructions.push(inner_instruction(whole, value.bytes()?)?),
-            _ => {}
+        if let (1, value) = field? {
+            top_level_index = narrow(value.number()?)?;
         }
     }
-    Ok(InnerInstructions {
-        index,
-        instructions,
-    })
+    for field in Fields::new(message) {
+        if let (2, value) = field? {
+            instructions.extend([inner_instruction(value.bytes()?, top_level_index)?]);
+        }
+    }
+    Ok(())
 }
 
 /// `InnerInstruction { 1: program_id_index, 2: accounts, 3: data, 4: optional stack_height }`.
-fn inner_instruction(whole: &Bytes, message: &[u8]) -> Result<InnerInstruction, Malformed> {
+fn inner_instruction(
+    message: &[u8],
+    top_level_index: u8,
+) -> Result<InnerInstruction<'_>, Malformed> {
     let mut instruction = InnerInstruction {
+        top_level_index,
         program_index: 0,
-        accounts: Bytes::new(),
-        data: Bytes::new(),
+        accounts: &[],
+        data: &[],
         stack_height: None,
     };
     for field in Fields::new(message) {
         match field? {
             (1, value) => instruction.program_index = narrow(value.number()?)?,
-            (2, value) => instruction.accounts = whole.slice_ref(value.bytes()?),
-            (3, value) => instruction.data = whole.slice_ref(value.bytes()?),
+            (2, value) => instruction.accounts = value.bytes()?,
+            (3, value) => instruction.data = value.bytes()?,
             (4, value) => instruction.stack_height = u32::try_from(value.number()?).ok(),
             _ => {}
         }

@@ -5,7 +5,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::Certificate;
-use crate::metadata::Metadata;
+use crate::error::Malformed;
+use crate::metadata::{Metadata, Summary};
+use crate::wire::{WireInstruction, WireTransaction};
 
 /// A 32-byte account or program address.
 pub type Pubkey = [u8; 32];
@@ -113,7 +115,8 @@ pub struct Block {
     pub matches: Vec<MatchedTransaction>,
 }
 
-/// A transaction that mentions at least one of the programs asked for.
+/// A transaction that mentions at least one of the programs asked for. Its bytes share one piece of memory with those
+/// of the block's other matches; what they say is read by [`parts`](Self::parts), which copies next to nothing.
 #[derive(Debug, Clone)]
 pub struct MatchedTransaction {
     /// The slot of its block.
@@ -124,43 +127,117 @@ pub struct MatchedTransaction {
     pub archive_offset: u64,
     /// The epoch of the CAR file.
     pub epoch: u32,
+    /// Which of the programs asked for it mentions, in the order of the request.
+    pub mentions: Vec<Mention>,
+    sent: Bytes,
+    /// Decompressed; `None` = the archive has none that can be read.
+    metadata: Option<Bytes>,
+    summary: Summary,
+}
+
+/// That a transaction mentions a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mention {
+    /// The program, as an index into the request's `programs`.
+    pub program: u16,
+    /// Whether only keys loaded from lookup tables mention it.
+    pub lookup_only: bool,
+}
+
+/// Where a transaction was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransactionPlace {
+    /// The slot of its block.
+    pub slot: u64,
+    /// Its place in the block, counted.
+    pub index: u32,
+    /// Where its section begins in the epoch's CAR file, in bytes.
+    pub archive_offset: u64,
+    /// The epoch of the CAR file.
+    pub epoch: u32,
+}
+
+/// What a matched transaction says, borrowed from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransactionParts<'a> {
     /// The transaction's first signature.
-    pub signature: [u8; 64],
+    pub signature: &'a [u8; 64],
     /// The account keys instructions refer to: static, then loaded writable, then loaded readonly.
     pub account_keys: Vec<Pubkey>,
     /// How many of `account_keys` are static.
     pub static_key_count: usize,
-    /// Which of the programs asked for it mentions: ascending indexes into the request's `programs`.
-    pub programs: Vec<u16>,
-    /// Parallel to `programs`: mentioned only through loaded keys.
-    pub lookup_only: Vec<bool>,
     /// The top-level instructions.
-    pub instructions: Vec<Instruction>,
+    pub instructions: Vec<WireInstruction<'a>>,
     /// What executing it left behind; `None` = the archive has none that can be read.
-    pub metadata: Option<Metadata>,
+    pub metadata: Option<Metadata<'a>>,
 }
 
 impl MatchedTransaction {
+    /// Takes a transaction as sent and its decompressed metadata; whether that can be read, [`Self::has_metadata`]
+    /// tells.
+    #[must_use]
+    pub fn new(
+        place: TransactionPlace,
+        mentions: Vec<Mention>,
+        sent: Bytes,
+        metadata: Option<Bytes>,
+    ) -> Self {
+        let read = metadata.and_then(|bytes| {
+            let summary = Summary::read(&bytes).ok()?;
+            Some((bytes, summary))
+        });
+        Self::with_summary(place, mentions, sent, read)
+    }
+
+    /// Takes a transaction as sent, and its decompressed metadata with what was read of it.
+    pub(crate) fn with_summary(
+        place: TransactionPlace,
+        mentions: Vec<Mention>,
+        sent: Bytes,
+        metadata: Option<(Bytes, Summary)>,
+    ) -> Self {
+        let (metadata, summary) = metadata.unzip();
+        Self {
+            slot: place.slot,
+            index: place.index,
+            archive_offset: place.archive_offset,
+            epoch: place.epoch,
+            mentions,
+            sent,
+            metadata,
+            summary: summary.unwrap_or_default(),
+        }
+    }
+
+    /// What it says. Bytes that no reader handed on may be malformed.
+    pub fn parts(&self) -> Result<TransactionParts<'_>, Malformed> {
+        let sent = WireTransaction::parse(&self.sent)?;
+        let metadata = self.metadata.as_deref().map(Metadata::parse).transpose()?;
+        let loaded = metadata.iter().flat_map(Metadata::loaded).copied();
+        let mut account_keys = Vec::with_capacity(sent.static_keys.len() + sent.loaded_keys());
+        account_keys.extend_from_slice(sent.static_keys);
+        account_keys.extend(loaded);
+        Ok(TransactionParts {
+            signature: sent.signature,
+            account_keys,
+            static_key_count: sent.static_keys.len(),
+            instructions: sent.instructions().collect(),
+            metadata,
+        })
+    }
+
+    /// Whether the archive has metadata of it that can be read.
+    pub fn has_metadata(&self) -> bool {
+        self.metadata.is_some()
+    }
+
     /// Whether the transaction is known to have failed. Without metadata nothing is known, and the answer is no.
     pub fn failed(&self) -> bool {
-        self.metadata
-            .as_ref()
-            .is_some_and(|metadata| metadata.err.is_some())
+        self.summary.failed
     }
 
     /// Whether the archive has everything that was said in the transaction.
     pub fn is_recorded(&self) -> bool {
-        self.metadata.as_ref().is_some_and(Metadata::is_recorded)
+        self.summary.recorded
     }
-}
-
-/// A top-level instruction.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Instruction {
-    /// The called program, as an index into the account keys.
-    pub program_index: u8,
-    /// The accounts given to it: one byte each, an index into the account keys.
-    pub accounts: Bytes,
-    /// The instruction's data.
-    pub data: Bytes,
 }

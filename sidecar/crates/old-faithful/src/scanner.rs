@@ -10,10 +10,11 @@ use crate::dataframe::{Frames, hash_matches, section_hash};
 use crate::error::ArchiveError;
 use crate::filter::ProgramFilter;
 use crate::lookup::LearnedTables;
-use crate::model::{Block, MatchedTransaction, SLOTS_PER_EPOCH, Verify};
+use crate::matches::Matches;
+use crate::model::{Block, SLOTS_PER_EPOCH, Verify};
 use crate::node::{BlockNode, EntryNode, Kind, TransactionNode};
 use crate::place::Place;
-use crate::transaction::{Position, TransactionReader};
+use crate::transaction::{Position, TransactionReader, TransactionSection};
 
 /// `DataFrame` sections kept for one block at most, in bytes. The rewards of an epoch's first block are the most
 /// that real ones have.
@@ -43,7 +44,7 @@ pub(crate) struct ScannedBlock {
     pub(crate) offset: u64,
     /// The first byte after its Block section.
     pub(crate) end: u64,
-    /// Roughly the memory that its matches hold, in bytes.
+    /// The memory that its matches hold, in bytes.
     pub(crate) matched_bytes: usize,
 }
 
@@ -74,8 +75,7 @@ pub(crate) struct BlockScanner {
     claimed: usize,
     /// Hashes of the Entry sections of this block.
     entry_hashes: Vec<[u8; 32]>,
-    matches: Vec<MatchedTransaction>,
-    matched_bytes: usize,
+    matches: Matches,
     counts: BlockCounts,
 }
 
@@ -93,8 +93,7 @@ impl BlockScanner {
             transaction_hashes: Vec::new(),
             claimed: 0,
             entry_hashes: Vec::new(),
-            matches: Vec::new(),
-            matched_bytes: 0,
+            matches: Matches::default(),
             counts: BlockCounts::default(),
         }
     }
@@ -190,18 +189,19 @@ impl BlockScanner {
             epoch: u32::try_from(slot / SLOTS_PER_EPOCH)
                 .map_err(|_| place.node("a slot is impossibly high"))?,
         };
-        let (frames, counts) = (&self.frames, &mut self.counts);
-        let found = self
-            .transactions
-            .read(section, &node, position, frames, place, counts)?;
+        let whole = TransactionSection {
+            section,
+            node: &node,
+            frames: &self.frames,
+            place,
+        };
+        let (counts, matches) = (&mut self.counts, &mut self.matches);
+        self.transactions.read(&whole, position, counts, matches)?;
         self.transaction_hashes.push(*section.hash);
-        let Some(found) = found else { return Ok(()) };
-        self.matched_bytes += found.bytes;
-        if self.matched_bytes > MAXIMUM_MATCHED_BYTES {
-            let (bytes, limit) = (self.matched_bytes as u64, MAXIMUM_MATCHED_BYTES as u64);
+        if matches.memory() > MAXIMUM_MATCHED_BYTES {
+            let (bytes, limit) = (matches.memory() as u64, MAXIMUM_MATCHED_BYTES as u64);
             return Err(place.too_large("a block's matched transactions", bytes, limit));
         }
-        self.matches.push(found.transaction);
         Ok(())
     }
 
@@ -252,18 +252,19 @@ impl BlockScanner {
             );
             return Err(place.chain(slot, reason));
         }
+        let matched_bytes = self.matches.memory();
         let block = ScannedBlock {
             block: Block {
                 slot,
                 parent_slot: node.parent_slot,
                 block_time: node.block_time,
                 block_height: node.block_height,
-                matches: std::mem::take(&mut self.matches),
+                matches: self.matches.take(),
             },
             counts: self.counts,
             offset: section.offset,
             end: section.offset + section.length,
-            matched_bytes: self.matched_bytes,
+            matched_bytes,
         };
         self.begin_block();
         Ok(block)
@@ -275,7 +276,6 @@ impl BlockScanner {
         self.transaction_hashes.clear();
         self.claimed = 0;
         self.entry_hashes.clear();
-        self.matched_bytes = 0;
         self.counts = BlockCounts::default();
     }
 }

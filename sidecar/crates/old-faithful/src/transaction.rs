@@ -2,9 +2,8 @@
 //! on the bytes as sent; metadata is decompressed only where its loaded keys can decide or the transaction
 //! matched. How transactions make a block belongs in [`scanner`](crate::scanner).
 
+use std::borrow::Cow;
 use std::sync::Arc;
-
-use bytes::Bytes;
 
 use crate::car::Section;
 use crate::dataframe::{
@@ -13,20 +12,13 @@ use crate::dataframe::{
 use crate::error::ArchiveError;
 use crate::filter::{Mentions, ProgramFilter};
 use crate::lookup::{Dismissals, LearnedTables, learn};
-use crate::metadata::{Inflater, Metadata, loaded_keys};
-use crate::model::{Instruction, MatchedTransaction, Pubkey, Verify};
-use crate::node::TransactionNode;
+use crate::matches::Matches;
+use crate::metadata::{Inflater, loaded_keys};
+use crate::model::{Pubkey, TransactionPlace, Verify};
+use crate::node::{DataFrame, TransactionNode};
 use crate::place::Place;
 use crate::scanner::BlockCounts;
 use crate::wire::WireTransaction;
-
-/// A transaction that mentions a program.
-#[derive(Debug)]
-pub(crate) struct Found {
-    pub(crate) transaction: MatchedTransaction,
-    /// Roughly the memory that it holds, in bytes.
-    pub(crate) bytes: usize,
-}
 
 /// Where a transaction is in its block and archive.
 #[derive(Debug, Clone, Copy)]
@@ -64,172 +56,160 @@ impl TransactionReader {
         }
     }
 
-    /// Reads the transaction of a section, and counts it. It is handed on when it mentions a program.
+    /// Reads the transaction of a section, and counts it. It joins `matches` when it mentions a program.
     pub(crate) fn read(
         &mut self,
-        section: &Section<'_>,
-        node: &TransactionNode<'_>,
+        whole: &TransactionSection<'_>,
         position: Position,
-        frames: &Frames,
-        place: &Place<'_>,
         counts: &mut BlockCounts,
-    ) -> Result<Option<Found>, ArchiveError> {
+        matches: &mut Matches,
+    ) -> Result<(), ArchiveError> {
+        let TransactionSection {
+            node,
+            frames,
+            place,
+            ..
+        } = whole;
         let sent = payload(&node.data, frames, |_, _| {}).map_err(|fault| place.payload(fault))?;
         let transaction = WireTransaction::parse(&sent).map_err(|fault| place.node(fault))?;
         counts.transactions += 1;
         counts.votes += u64::from(transaction.is_vote());
 
         self.mentions.clear();
-        self.loaded.clear();
         for key in transaction.static_keys {
             self.mentions.look(&self.filter, key, false);
         }
         let loads = transaction.loaded_keys() > 0;
-        let mut metadata = None;
-        if node.metadata.data.is_empty() && node.metadata.next.is_empty() {
+        let missing = node.metadata.data.is_empty() && node.metadata.next.is_empty();
+        if missing {
             counts.missing_metadata += 1;
             counts.unresolved_lookups += u64::from(loads);
-        } else {
-            let undecided = loads
-                && !self.filter.is_empty()
-                && !self
-                    .dismissals
-                    .dismiss(&transaction, &self.filter, &self.learned);
-            if undecided || !self.mentions.is_empty() {
-                metadata =
-                    self.read_metadata(&transaction, section, node, frames, place, counts)?;
-            } else {
-                let decided = loads && !self.filter.is_empty();
-                counts.decompressions_avoided += u64::from(decided);
+        }
+        let undecided = loads
+            && !missing
+            && !self.filter.is_empty()
+            && !self
+                .dismissals
+                .dismiss(&transaction, &self.filter, &self.learned);
+        if !undecided && self.mentions.is_empty() {
+            let decided = loads && !missing && !self.filter.is_empty();
+            counts.decompressions_avoided += u64::from(decided);
+            return Ok(());
+        }
+        self.decide(whole, &sent, &transaction, position, counts, matches)
+    }
+
+    /// Decompresses the metadata, if there is any: learns from the loaded keys, looks at them, and copies the
+    /// transaction out when it mentions a program.
+    fn decide(
+        &mut self,
+        whole: &TransactionSection<'_>,
+        sent: &[u8],
+        transaction: &WireTransaction<'_>,
+        position: Position,
+        counts: &mut BlockCounts,
+        matches: &mut Matches,
+    ) -> Result<(), ArchiveError> {
+        let TransactionSection {
+            section,
+            node,
+            place,
+            ..
+        } = whole;
+        let loads = transaction.loaded_keys() > 0;
+        let mut verified = None;
+        let stored;
+        let mut metadata = None;
+        if !node.metadata.data.is_empty() || !node.metadata.next.is_empty() {
+            counts.decompressions += 1;
+            stored = whole.payload(&node.metadata)?;
+            let inflated = self
+                .inflater
+                .inflate(&stored)
+                .map_err(|_| place.payload(PayloadFault::TooLarge(MAXIMUM_PAYLOAD_BYTES + 1)))?;
+            self.loaded.clear();
+            let loaded = &mut self.loaded;
+            match loaded_keys(inflated, |key| loaded.push(*key)) {
+                Err(_) => {
+                    counts.missing_metadata += 1;
+                    counts.unresolved_lookups += u64::from(loads);
+                }
+                Ok(read) => {
+                    metadata = Some(inflated);
+                    for key in &self.loaded {
+                        self.mentions.look(&self.filter, key, true);
+                    }
+                    if read != (transaction.loaded_writable, transaction.loaded_readonly) {
+                        counts.unresolved_lookups += u64::from(loads);
+                    } else if loads && !self.learned.knows(transaction) {
+                        // What other scans will rely on is proved, whatever this one asks for.
+                        if self.verify != Verify::Full {
+                            verified = whole.verify().ok();
+                        }
+                        if self.verify == Verify::Full || verified.is_some() {
+                            learn(&self.learned, transaction, &self.loaded);
+                        }
+                    }
+                }
             }
         }
         if self.mentions.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
 
         if self.verify == Verify::Matched {
-            counts.cids_verified += verify_used(section, node, frames, place)?;
+            counts.cids_verified += match verified {
+                Some(count) => count,
+                None => whole.verify()?,
+            };
         }
-        check_hash(node.data.hash.filter(|_| node.data.next.is_empty()), &sent)
+        check_hash(node.data.hash.filter(|_| node.data.next.is_empty()), sent)
             .map_err(|fault| place.payload(fault))?;
-        // The parts that its fields are cut into take about as much again.
-        let inflated = metadata.as_ref().map_or(0, |(_, bytes)| *bytes);
-        let bytes = size_of::<MatchedTransaction>() + 2 * (sent.len() + inflated);
-        let metadata = metadata.map(|(metadata, _)| metadata);
-        let transaction =
-            self.matched(&sent, node.slot, section.offset, position, metadata, place)?;
-        Ok(Some(Found { transaction, bytes }))
-    }
-
-    /// Decompresses the metadata, looks at the loaded keys and learns from them. The metadata itself is read
-    /// only when the transaction turns out to mention a program, and comes with its size in bytes.
-    fn read_metadata(
-        &mut self,
-        transaction: &WireTransaction<'_>,
-        section: &Section<'_>,
-        node: &TransactionNode<'_>,
-        frames: &Frames,
-        place: &Place<'_>,
-        counts: &mut BlockCounts,
-    ) -> Result<Option<(Metadata, usize)>, ArchiveError> {
-        counts.decompressions += 1;
-        let stored =
-            payload(&node.metadata, frames, |_, _| {}).map_err(|fault| place.payload(fault))?;
-        check_hash(
-            node.metadata.hash.filter(|_| node.metadata.next.is_empty()),
-            &stored,
-        )
-        .map_err(|fault| place.payload(fault))?;
-        let inflated = self
-            .inflater
-            .inflate(&stored)
-            .map_err(|_| place.payload(PayloadFault::TooLarge(MAXIMUM_PAYLOAD_BYTES + 1)))?;
-        let loads = transaction.loaded_keys() > 0;
-
-        let loaded = &mut self.loaded;
-        let Ok(read) = loaded_keys(inflated, |key| loaded.push(*key)) else {
-            self.loaded.clear();
-            counts.missing_metadata += 1;
-            counts.unresolved_lookups += u64::from(loads);
-            return Ok(None);
-        };
-        for key in &self.loaded {
-            self.mentions.look(&self.filter, key, true);
-        }
-        if read != (transaction.loaded_writable, transaction.loaded_readonly) {
-            counts.unresolved_lookups += u64::from(loads);
-        } else if loads
-            // What other scans will rely on is proved, whatever this one asks for.
-            && (self.verify == Verify::Full || verify_used(section, node, frames, place).is_ok())
-        {
-            learn(&self.learned, transaction, &self.loaded);
-        }
-        if self.mentions.is_empty() {
-            return Ok(None);
-        }
-
-        let metadata = Metadata::parse(&Bytes::copy_from_slice(inflated)).ok();
-        counts.missing_metadata += u64::from(metadata.is_none());
-        Ok(metadata.map(|metadata| (metadata, inflated.len())))
-    }
-
-    /// Everything about the transaction, copied out of the archive's bytes.
-    fn matched(
-        &mut self,
-        sent: &[u8],
-        slot: u64,
-        archive_offset: u64,
-        position: Position,
-        metadata: Option<Metadata>,
-        place: &Place<'_>,
-    ) -> Result<MatchedTransaction, ArchiveError> {
-        let sent = Bytes::copy_from_slice(sent);
-        let transaction = WireTransaction::parse(&sent).map_err(|fault| place.node(fault))?;
-        let instructions = transaction
-            .instructions()
-            .map(|instruction| Instruction {
-                program_index: instruction.program_index,
-                accounts: sent.slice_ref(instruction.accounts),
-                data: sent.slice_ref(instruction.data),
-            })
-            .collect();
-        let (programs, lookup_only) = self.mentions.sorted();
-        let mut account_keys = transaction.static_keys.to_vec();
-        if let Some(metadata) = &metadata {
-            account_keys.extend_from_slice(&metadata.loaded_writable);
-            account_keys.extend_from_slice(&metadata.loaded_readonly);
-        }
-        Ok(MatchedTransaction {
-            slot,
+        let place = TransactionPlace {
+            slot: node.slot,
             index: position.index,
-            archive_offset,
+            archive_offset: section.offset,
             epoch: position.epoch,
-            signature: *transaction.signature,
-            static_key_count: transaction.static_keys.len(),
-            account_keys,
-            programs,
-            lookup_only,
-            instructions,
-            metadata,
-        })
+        };
+        let read = matches.add(place, self.mentions.sorted(), sent, metadata);
+        counts.missing_metadata += u64::from(!read);
+        Ok(())
     }
 }
 
-/// Hashes a transaction's section and those of the frames that it uses; how many.
-fn verify_used(
-    section: &Section<'_>,
-    node: &TransactionNode<'_>,
-    frames: &Frames,
-    place: &Place<'_>,
-) -> Result<u64, ArchiveError> {
-    let mut right = hash_matches(section.hash, section.node);
-    let mut count = 1;
-    for frame in [&node.data, &node.metadata] {
-        payload(frame, frames, |hash, node| {
-            right &= hash_matches(hash, node);
-            count += 1;
-        })
-        .map_err(|fault| place.payload(fault))?;
+/// A transaction's section with the frames that it may use.
+pub(crate) struct TransactionSection<'a> {
+    pub(crate) section: &'a Section<'a>,
+    pub(crate) node: &'a TransactionNode<'a>,
+    pub(crate) frames: &'a Frames,
+    pub(crate) place: &'a Place<'a>,
+}
+
+impl<'a> TransactionSection<'a> {
+    /// A payload of it, compared with the hash that its first frame names.
+    fn payload(&self, first: &DataFrame<'a>) -> Result<Cow<'a, [u8]>, ArchiveError> {
+        payload(first, self.frames, |_, _| {})
+            .and_then(|bytes| {
+                check_hash(first.hash.filter(|_| first.next.is_empty()), &bytes).map(|()| bytes)
+            })
+            .map_err(|fault| self.place.payload(fault))
     }
-    if right { Ok(count) } else { Err(place.cid()) }
+
+    /// Hashes the section and those of the frames that it uses; how many.
+    fn verify(&self) -> Result<u64, ArchiveError> {
+        let mut right = hash_matches(self.section.hash, self.section.node);
+        let mut count = 1;
+        for frame in [&self.node.data, &self.node.metadata] {
+            payload(frame, self.frames, |hash, node| {
+                right &= hash_matches(hash, node);
+                count += 1;
+            })
+            .map_err(|fault| self.place.payload(fault))?;
+        }
+        if right {
+            Ok(count)
+        } else {
+            Err(self.place.cid())
+        }
+    }
 }

@@ -41,9 +41,8 @@ fn slow_path(car: &Path) -> Mentions {
                 }
                 let stored = payload(&node.metadata, &frames, |_, _| {}).unwrap();
                 let whole = inflater.inflate(&stored).unwrap().to_vec();
-                let metadata = Metadata::parse(&whole.into()).unwrap();
-                let loaded = metadata.loaded_writable.iter();
-                for key in loaded.chain(&metadata.loaded_readonly) {
+                let metadata = Metadata::parse(&whole).unwrap();
+                for key in metadata.loaded() {
                     if !transaction.static_keys.contains(key) {
                         let found = mentions.entry(*key).or_default();
                         found.insert((node.slot, index, true));
@@ -102,10 +101,10 @@ async fn compare(folder: &Path, car: &str, range: SlotRange) -> (usize, u64) {
         .await;
         let mut found = Mentions::new();
         for transaction in scanned.blocks.iter().flat_map(|block| &block.matches) {
-            for (program, lookup_only) in transaction.programs.iter().zip(&transaction.lookup_only)
-            {
-                let mentions = found.entry(programs[usize::from(*program)]).or_default();
-                mentions.insert((transaction.slot, transaction.index, *lookup_only));
+            for mention in &transaction.mentions {
+                let program = programs[usize::from(mention.program)];
+                let mentions = found.entry(program).or_default();
+                mentions.insert((transaction.slot, transaction.index, mention.lookup_only));
             }
         }
         assert_eq!(scanned.done().unresolved_lookups, 0);

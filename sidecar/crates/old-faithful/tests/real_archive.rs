@@ -58,10 +58,7 @@ async fn epoch_801_reads_the_same_from_chains_of_frames() {
     for (first, second) in first.blocks.iter().zip(&second.blocks) {
         assert_eq!(first.slot + SLOTS_PER_EPOCH, second.slot);
         for (first, second) in first.matches.iter().zip(&second.matches) {
-            assert_eq!(first.signature, second.signature);
-            assert_eq!(first.metadata, second.metadata);
-            assert_eq!(first.account_keys, second.account_keys);
-            assert_eq!(first.instructions, second.instructions);
+            assert_eq!(first.parts().unwrap(), second.parts().unwrap());
             assert_eq!(first.index, second.index);
             assert_eq!((first.epoch, second.epoch), (800, 801));
         }

@@ -8,7 +8,7 @@ mod support;
 
 use build::{Epoch, Sent, compress, metadata, nodes, section, transaction};
 use old_faithful::{
-    Archive, ArchiveOptions, BareScanRequest, Pubkey, ScanRequest, SlotRange, Tail, Verify,
+    Archive, ArchiveOptions, BareScanRequest, Mention, Pubkey, ScanRequest, SlotRange, Tail, Verify,
 };
 use support::{Collected, collect};
 use tempfile::TempDir;
@@ -94,15 +94,13 @@ async fn a_written_archive_reads_back() {
     assert_eq!(block.block_height, None);
     let found = &block.matches[0];
     assert_eq!((found.index, found.slot, found.epoch), (0, 5, 0));
-    assert_eq!(found.signature, [5; 64]);
-    assert_eq!(found.account_keys, [PAYER, PROGRAM]);
-    assert_eq!(found.instructions[0].data.as_ref(), [1, 2, 3]);
-    let found = found.metadata.as_ref().unwrap();
+    let parts = found.parts().unwrap();
+    assert_eq!(*parts.signature, [5; 64]);
+    assert_eq!(parts.account_keys, [PAYER, PROGRAM]);
+    assert_eq!(parts.instructions[0].data, [1, 2, 3]);
+    let found = parts.metadata.unwrap();
     assert_eq!(found.fee, 5000);
-    assert_eq!(
-        found.logs.as_ref().unwrap()[0].as_ref(),
-        b"Program log: hello"
-    );
+    assert_eq!(found.logs.unwrap()[0], b"Program log: hello");
     let done = scanned.done();
     assert_eq!((done.blocks, done.transactions, done.entries), (4, 6, 9));
     assert_eq!(done.tail, Tail::Unproven);
@@ -144,10 +142,15 @@ async fn a_program_in_loaded_keys_is_found_whatever_was_learned_before() {
     assert_eq!(slots, [3, 4]);
     for block in &scanned.blocks {
         let found = &block.matches[0];
-        assert_eq!(found.lookup_only, [true]);
-        assert_eq!(found.static_key_count, 2);
-        assert!(found.account_keys[2..].contains(&PROGRAM));
-        assert!(found.metadata.is_some());
+        let lookup_only = Mention {
+            program: 0,
+            lookup_only: true,
+        };
+        assert_eq!(found.mentions, [lookup_only]);
+        let parts = found.parts().unwrap();
+        assert_eq!(parts.static_key_count, 2);
+        assert!(parts.account_keys[2..].contains(&PROGRAM));
+        assert!(parts.metadata.is_some());
     }
     let done = scanned.done();
     let counts = done.programs.values().next().unwrap();
@@ -170,7 +173,7 @@ async fn lookups_without_keys_are_counted_as_unresolved() {
     let metadata: Vec<bool> = scanned
         .blocks
         .iter()
-        .map(|block| block.matches[0].metadata.is_some())
+        .map(|block| block.matches[0].has_metadata())
         .collect();
     assert_eq!(metadata, [false, false, true, false]);
     let done = scanned.done();
@@ -192,10 +195,8 @@ async fn metadata_that_is_not_compressed_is_read_as_it_is() {
         )]],
     );
     let scanned = scan_with(&[&epoch], request(0, 1)).await;
-    assert_eq!(
-        scanned.blocks[0].matches[0].metadata.as_ref().unwrap().fee,
-        5000
-    );
+    let parts = scanned.blocks[0].matches[0].parts().unwrap();
+    assert_eq!(parts.metadata.unwrap().fee, 5000);
 }
 
 #[tokio::test]
@@ -216,7 +217,7 @@ async fn failed_transactions_are_flagged_and_counted() {
     let found = &scanned.blocks[0].matches[0];
     assert!(found.failed());
     assert_eq!(
-        found.metadata.as_ref().unwrap().err.as_deref(),
+        found.parts().unwrap().metadata.unwrap().err,
         Some(&[8, 0, 0, 0][..])
     );
     assert_eq!(scanned.done().programs.values().next().unwrap().failed, 1);

@@ -191,31 +191,28 @@ impl Collector {
     ) -> Result<(), EncodeError> {
         let failed = transaction.failed();
         let is_sent = self.include_failed || !failed;
-        let metadata = transaction.metadata.as_ref();
-        let instructions: Vec<InstructionView<'_>> = transaction
+        let parts = transaction.parts()?;
+        let metadata = parts.metadata.as_ref();
+        let instructions: Vec<InstructionView<'_>> = parts
             .instructions
             .iter()
             .map(|instruction| InstructionView {
                 program_index: instruction.program_index,
-                accounts: &instruction.accounts,
-                data: &instruction.data,
+                accounts: instruction.accounts,
+                data: instruction.data,
             })
             .collect();
         let inner_instructions: Vec<InnerView<'_>> = metadata
             .iter()
             .flat_map(|metadata| &metadata.inner_instructions)
-            .flat_map(|group| {
-                group.instructions.iter().map(|inner| InnerView {
-                    top_level_index: group.index,
-                    program_index: inner.program_index,
-                    accounts: &inner.accounts,
-                    data: &inner.data,
-                })
+            .map(|inner| InnerView {
+                top_level_index: inner.top_level_index,
+                program_index: inner.program_index,
+                accounts: inner.accounts,
+                data: inner.data,
             })
             .collect();
-        let logs: Option<Vec<&[u8]>> = metadata
-            .and_then(|metadata| metadata.logs.as_ref())
-            .map(|lines| lines.iter().map(AsRef::as_ref).collect());
+        let logs = metadata.and_then(|metadata| metadata.logs.as_deref());
         if metadata.is_some() && logs.is_none() {
             self.oddities.without_log += 1;
         }
@@ -224,28 +221,26 @@ impl Collector {
             tx_index: transaction.index,
             epoch: transaction.epoch,
             archive_offset: transaction.archive_offset,
-            signature: &transaction.signature,
+            signature: parts.signature,
             block_time: block.block_time,
             failed,
-            account_keys: &transaction.account_keys,
+            account_keys: &parts.account_keys,
             instructions: &instructions,
             inner_instructions: &inner_instructions,
-            logs: logs.as_deref(),
+            logs,
         };
-        // Programs of one transaction come in the order of the request, whatever the reader's.
-        let mut mentioned = transaction.programs.clone();
-        mentioned.sort_unstable();
-        for (nth, place) in mentioned.iter().enumerate() {
-            let Some(program) = self.programs.get(usize::from(*place)) else {
+        for (nth, mention) in transaction.mentions.iter().enumerate() {
+            let place = mention.program;
+            let Some(program) = self.programs.get(usize::from(place)) else {
                 continue;
             };
             let mut extracted = extract(&view, program);
-            if self.instructions.get(usize::from(*place)) == Some(&true) {
+            if self.instructions.get(usize::from(place)) == Some(&true) {
                 let (records, counts) = extract_instructions(&view, program);
                 extracted.records.extend(records);
                 self.oddities.add(&counts);
             }
-            let sent = &mut self.sent[usize::from(*place)];
+            let sent = &mut self.sent[usize::from(place)];
             sent.truncated += u64::from(extracted.truncated);
             let mut counts = extracted.counts;
             if nth > 0 {
@@ -265,11 +260,12 @@ impl Collector {
             for record in &extracted.records {
                 self.builder
                     .append(&view, program, record, extracted.truncated)?;
-                self.row_programs.push(*place);
+                self.row_programs.push(place);
             }
         }
         if is_sent && self.format == Format::Ndjson {
-            push_transaction(block, transaction, &self.program_names, &mut self.lines)?;
+            let names = &self.program_names;
+            push_transaction(block, transaction, &parts, names, &mut self.lines)?;
         }
         Ok(())
     }

@@ -118,6 +118,9 @@ pub(crate) enum EncodeError {
     /// A record batch could not be built.
     #[error(transparent)]
     Record(#[from] anchor_events::RecordError),
+    /// What the reader handed on cannot be read again.
+    #[error("a matched transaction: {0}")]
+    Transaction(#[from] old_faithful::Malformed),
     /// A value has no JSON form.
     #[error("JSON: {0}")]
     Json(#[from] serde_json::Error),

@@ -366,7 +366,12 @@ impl Shown {
                 let mentions = block.matches.iter();
                 Found {
                     matched: mentions
-                        .filter(|found| found.programs.contains(&place))
+                        .filter(|found| {
+                            found
+                                .mentions
+                                .iter()
+                                .any(|mention| mention.program == place)
+                        })
                         .count() as u64,
                     with_records: counts.with_records,
                     records: counts.records,

@@ -3,7 +3,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use old_faithful::{Block, MatchedTransaction};
+use old_faithful::{Block, InnerInstruction, MatchedTransaction, TransactionParts};
 use serde::Serialize;
 
 use crate::encoder::EncodeError;
@@ -61,61 +61,67 @@ struct InnerLine<'a> {
 pub(crate) fn push_transaction(
     block: &Block,
     transaction: &MatchedTransaction,
+    parts: &TransactionParts<'_>,
     programs: &[String],
     lines: &mut Vec<u8>,
 ) -> Result<(), EncodeError> {
-    let metadata = transaction.metadata.as_ref();
+    let metadata = parts.metadata.as_ref();
     let line = TransactionLine {
         slot: transaction.slot,
         tx_index: transaction.index,
-        signature: base58_signature(&transaction.signature),
+        signature: base58_signature(parts.signature),
         block_time: block.block_time,
         err: metadata
-            .and_then(|metadata| metadata.err.as_ref())
+            .and_then(|metadata| metadata.err)
             .map(|raw| RawError { raw: hex(raw) }),
         logs: metadata.and_then(|metadata| {
             let lines = metadata.logs.as_ref()?.iter();
             Some(lines.map(|line| String::from_utf8_lossy(line)).collect())
         }),
-        account_keys: transaction.account_keys.iter().map(base58).collect(),
-        instructions: transaction
+        account_keys: parts.account_keys.iter().map(base58).collect(),
+        instructions: parts
             .instructions
             .iter()
             .map(|instruction| InstructionLine {
                 program_id_index: instruction.program_index,
-                accounts: &instruction.accounts,
-                data: STANDARD.encode(&instruction.data),
+                accounts: instruction.accounts,
+                data: STANDARD.encode(instruction.data),
             })
             .collect(),
         inner_instructions: metadata.map(|metadata| {
-            let groups = metadata.inner_instructions.iter().map(|group| InnerLine {
-                index: group.index,
-                instructions: group
-                    .instructions
-                    .iter()
-                    .map(|inner| InnerInstructionLine {
-                        instruction: InstructionLine {
-                            program_id_index: inner.program_index,
-                            accounts: &inner.accounts,
-                            data: STANDARD.encode(&inner.data),
-                        },
-                        stack_height: inner.stack_height,
-                    })
-                    .collect(),
-            });
-            groups.collect()
+            let same = |one: &InnerInstruction<'_>, next: &InnerInstruction<'_>| {
+                one.top_level_index == next.top_level_index
+            };
+            let groups = metadata.inner_instructions.chunk_by(same);
+            groups.filter_map(inner_line).collect()
         }),
         epoch: transaction.epoch,
         archive_offset: transaction.archive_offset,
         programs: transaction
-            .programs
+            .mentions
             .iter()
-            .filter_map(|place| programs.get(usize::from(*place)).cloned())
+            .filter_map(|mention| programs.get(usize::from(mention.program)).cloned())
             .collect(),
     };
     serde_json::to_writer(&mut *lines, &line)?;
     lines.push(b'\n');
     Ok(())
+}
+
+/// What one top-level instruction called.
+fn inner_line<'a>(group: &[InnerInstruction<'a>]) -> Option<InnerLine<'a>> {
+    let lines = group.iter().map(|inner| InnerInstructionLine {
+        instruction: InstructionLine {
+            program_id_index: inner.program_index,
+            accounts: inner.accounts,
+            data: STANDARD.encode(inner.data),
+        },
+        stack_height: inner.stack_height,
+    });
+    Some(InnerLine {
+        index: group.first()?.top_level_index,
+        instructions: lines.collect(),
+    })
 }
 
 /// An address as people write it.

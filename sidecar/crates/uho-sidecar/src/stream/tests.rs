@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, BodyDataStream};
 use futures::{Stream, StreamExt as _, stream};
 use old_faithful::{
-    Block, BlockLink, Certificate, IndexKind, Instruction, MatchedTransaction, Metadata, ScanEvent,
-    Tail, Verify,
+    Block, BlockLink, Certificate, IndexKind, MatchedTransaction, Mention, ScanEvent, Tail,
+    TransactionPlace, Verify,
 };
 use serde_json::{Value, json};
 
@@ -36,27 +36,29 @@ fn block(slot: u64, bytes: usize) -> Block {
         format!("Program data: {}", "AAAA".repeat(bytes / 3)),
         format!("Program {name} success"),
     ];
-    let transaction = MatchedTransaction {
+    // A signature, a header, a key, a blockhash, an instruction without accounts and data.
+    let sent = [
+        &[1][..],
+        &[1; 64],
+        &[1, 0, 0, 1],
+        &PROGRAM,
+        &[0; 32],
+        &[1, 0, 0, 0],
+    ]
+    .concat();
+    let place = TransactionPlace {
         slot,
         index: 0,
         archive_offset: 59,
         epoch: 0,
-        signature: [1; 64],
-        account_keys: vec![PROGRAM],
-        static_key_count: 1,
-        programs: vec![0],
-        lookup_only: vec![false],
-        instructions: vec![Instruction {
-            program_index: 0,
-            accounts: Vec::new().into(),
-            data: Vec::new().into(),
-        }],
-        metadata: Some(Metadata {
-            inner_recorded: true,
-            logs: Some(lines.map(|line| line.into_bytes().into()).to_vec()),
-            ..Metadata::default()
-        }),
     };
+    let mention = Mention {
+        program: 0,
+        lookup_only: false,
+    };
+    let metadata: Vec<u8> = lines.iter().flat_map(|line| log_field(line)).collect();
+    let transaction =
+        MatchedTransaction::new(place, vec![mention], sent.into(), Some(metadata.into()));
     Block {
         slot,
         parent_slot: slot.saturating_sub(1),
@@ -64,6 +66,17 @@ fn block(slot: u64, bytes: usize) -> Block {
         block_height: None,
         matches: vec![transaction],
     }
+}
+
+/// A log line as metadata has it: field 6, with a length of five bytes.
+fn log_field(line: &str) -> Vec<u8> {
+    let mut bytes = vec![6 << 3 | 2];
+    bytes.extend((0..5).map(|place| {
+        let seven = u8::try_from(line.len() >> (7 * place) & 0x7f).unwrap();
+        if place < 4 { seven | 0x80 } else { seven }
+    }));
+    bytes.extend(line.bytes());
+    bytes
 }
 
 fn stretch(start: u64, end: u64) -> Certificate {
