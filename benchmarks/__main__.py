@@ -167,7 +167,7 @@ def _show_path(here: Stage, runs: int) -> None:
         "spread",
     )
     seconds = {what: median_of(measured, what) for what in {key for run in measured for key in run.seconds}}
-    parts = (whole_path.LAKE_READ, whole_path.DECODE, whole_path.ENCODE, whole_path.COPY)
+    parts = (whole_path.LAKE_READ, whole_path.DECODE, whole_path.ENCODE, whole_path.DIGEST, whole_path.COPY)
     rest = seconds[whole_path.WORKER_EVENTS] - sum(seconds[part] for part in parts)
     total = sum(seconds[what] for what in (*_PROCESSES, whole_path.SERVER))
     rows = [
@@ -176,14 +176,15 @@ def _show_path(here: Stage, runs: int) -> None:
         ("worker: read the lake, prove it", seconds[whole_path.LAKE_READ], whole_path.LAKE_READ),
         ("worker: decode", seconds[whole_path.DECODE], whole_path.DECODE),
         ("worker: encode for COPY", seconds[whole_path.ENCODE], whole_path.ENCODE),
+        ("worker: digest of the rows", seconds[whole_path.DIGEST], whole_path.DIGEST),
         ("worker: send", seconds[whole_path.COPY], whole_path.COPY),
         ("worker: rest", rest, None),
         (
             "Postgres: COPY, ledger, commit",
-            seconds[whole_path.SERVER] - seconds[whole_path.SERVER_DIGEST],
+            seconds[whole_path.SERVER] - seconds[whole_path.SERVER_COUNT],
             whole_path.SERVER,
         ),
-        ("Postgres: digest of the rows", seconds[whole_path.SERVER_DIGEST], whole_path.SERVER_DIGEST),
+        ("Postgres: count of the rows", seconds[whole_path.SERVER_COUNT], whole_path.SERVER_COUNT),
     ]
     for name, amount, what in rows:
         noise = f"± {spread(measured, what) / 2:.0%}" if what else ""

@@ -24,9 +24,9 @@ from uho_pipelines.warehouse import load as warehouse_load
 
 WALL_RECORDS, WALL_EVENTS = "wall: archive to lake", "wall: lake to committed rows"
 SIDECAR, WORKER_RECORDS, WORKER_EVENTS = "sidecar", "worker: stream and lake", "worker: load"
-LAKE_READ, DECODE, ENCODE, COPY = "lake read", "decode", "COPY encode", "COPY send"
+LAKE_READ, DECODE, ENCODE, DIGEST, COPY = "lake read", "decode", "COPY encode", "row digest", "COPY send"
 WALL_AGAIN, WORKER_AGAIN = "wall: replay", "worker: replay"
-SERVER, SERVER_DIGEST, SERVER_AGAIN = "server", "server: row digest", "server: replacing"
+SERVER, SERVER_COUNT, SERVER_AGAIN = "server", "server: counting rows", "server: replacing"
 
 
 class UnexpectedRowsError(Exception):
@@ -84,13 +84,15 @@ def _load_with_clocks(stage: Stage, program: Program, chunk: Chunk, spent: Spent
         def timed_batches(folder: LakeChunk) -> Iterator[Any]:
             return _timed_iterator(batches(folder), spent, LAKE_READ)
 
-        digest = timed(SERVER_DIGEST, warehouse_load.row_digest, stage.postgres_cpu)
+        require_rows = warehouse_load.ChunkLoad._require_rows  # pyright: ignore[reportPrivateUsage]
+        count = timed(SERVER_COUNT, require_rows, stage.postgres_cpu)
         with (
             patch.object(LakeChunk, "batches", timed_batches),
             patch.object(materialization, "decode", timed(DECODE, materialization.decode)),
             patch.object(uho_native, "encode_copy", timed(ENCODE, uho_native.encode_copy)),
             patch.object(warehouse_load.ChunkLoad, "_copy", timed(COPY, copy)),
-            patch.object(warehouse_load, "row_digest", digest),
+            patch.object(uho_native, "copy_digest", timed(DIGEST, uho_native.copy_digest)),
+            patch.object(warehouse_load.ChunkLoad, "_require_rows", count),
         ):
             yield
 

@@ -5,10 +5,13 @@ was fenced, or that leaves without `commit`, changes nothing.
 
 A connection runs one COPY at a time and decoded batches interleave tables, so encoded rows are gathered per table and
 COPYed a few megabytes at a time. Memory is bounded by `GATHERED_BYTES` and what one decoded batch encodes to.
+
+The digests that the ledger keeps are of the bytes that were sent, computed here. Postgres digests what it stored when
+that is verified (`digest.py`): two implementations that share no code, and have to agree.
 """
 
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +26,15 @@ from uho_pipelines.chunks import Chunk
 from uho_pipelines.errors import UhoError
 from uho_pipelines.registry import Program
 from uho_pipelines.warehouse.connection import Connection
-from uho_pipelines.warehouse.digest import quarantine_digest, row_digest
+from uho_pipelines.warehouse.digest import (
+    QUARANTINE_DIGESTED,
+    count_quarantine,
+    count_rows,
+    digest_columns,
+    require_known_hashes,
+)
 from uho_pipelines.warehouse.ledger import AttemptFencedError, as_jsonb, chunk_key
-from uho_pipelines.warehouse.tables import TablePlan, WarehousePlan, read_plan
+from uho_pipelines.warehouse.tables import WarehousePlan, read_plan
 
 TABLE_BYTES = 4 * 1024 * 1024
 """So many encoded bytes of one table are gathered before they are COPYed."""
@@ -80,11 +89,15 @@ class _Target:
     schema: str
     table: str
     columns: tuple[str, ...]
+    digested: Collection[str]
+    """Those of the columns that the digest covers."""
     pieces: list[bytes] = field(default_factory=list[bytes])
     waiting: int = 0
     """Bytes in `pieces`."""
     rows: int = 0
     """Taken in all."""
+    digest: int = 0
+    """Of the rows taken."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,7 @@ class Encoded:
     target: _Target
     pieces: tuple[bytes, ...]
     rows: int
+    digest: int
 
 
 class ChunkLoad:
@@ -111,9 +125,12 @@ class ChunkLoad:
         self.chunk = chunk
         self.attempt = attempt
         self._key = chunk_key(program, chunk)
-        self._events = {event: _Target(table.schema, table.name, table.columns) for event, table in plan.tables.items()}
+        self._events = {
+            event: _Target(table.schema, table.name, table.columns, table.columns)
+            for event, table in plan.tables.items()
+        }
         self._by_index = list(self._events.values())
-        self._quarantine = _Target("uho", "quarantine", QUARANTINE_COLUMNS)
+        self._quarantine = _Target("uho", "quarantine", QUARANTINE_COLUMNS, QUARANTINE_DIGESTED)
         self._begin()
 
     def write(self, decoded: uho_native.Decoded) -> None:
@@ -125,10 +142,7 @@ class ChunkLoad:
         batches = [(self._by_index[index], batch) for index, batch in decoded.tables]
         if decoded.quarantine.num_rows:
             batches.append((self._quarantine, quarantine_rows(self.program, decoded.quarantine)))
-        return [
-            Encoded(target, tuple(uho_native.encode_copy(piece) for piece in _pieces(batch)), batch.num_rows)
-            for target, batch in batches
-        ]
+        return [_encode(target, batch) for target, batch in batches]
 
     def copy(self, encoded: Iterable[Encoded]) -> None:
         """Take encoded rows, and COPY those of each table of which enough have gathered."""
@@ -137,6 +151,7 @@ class ChunkLoad:
             target.pieces.extend(one.pieces)
             target.waiting += sum(map(len, one.pieces))
             target.rows += one.rows
+            target.digest += one.digest
             if target.waiting >= TABLE_BYTES:
                 self._copy(target)
         if sum(target.waiting for target in self._targets()) >= GATHERED_BYTES:
@@ -154,7 +169,7 @@ class ChunkLoad:
             RowsMisplacedError: the chunk does not hold exactly the rows that were written; nothing was changed.
         """
         self._copy_all()
-        found = {event: self._digest(event, table) for event, table in self.plan.tables.items()}
+        self._require_rows()
         with self.connection.cursor() as cursor:
             cursor.execute(
                 "DELETE FROM uho.chunk_table WHERE (network, owner, program, chunk_start) = (%s, %s, %s, %s)", self._key
@@ -162,26 +177,25 @@ class ChunkLoad:
             cursor.executemany(
                 "INSERT INTO uho.chunk_table (network, owner, program, chunk_start, event, row_count, row_digest) "
                 "VALUES (%s, %s, %s, %s, %s, %s, %s)",
-                [[*self._key, event, rows, digest] for event, (rows, digest) in found.items()],
+                [[*self._key, event, target.rows, str(target.digest)] for event, target in self._events.items()],
             )
-        quarantined, quarantined_digest = quarantine_digest(self.connection, self.program, self.chunk)
-        if quarantined != self._quarantine.rows:
-            raise RowsMisplacedError(self.program.key, self.chunk, "uho.quarantine", self._quarantine.rows, quarantined)
         counted = as_jsonb(counts)
         self._update_own_row(
             "events_state = 'complete', events_finished_at = now(), events_error = NULL, events_counts = %s, "
             "loaded_at = now(), loaded_counts = %s, loaded_digest = %s, loaded_idl_hash = %s, "
             "quarantine_digest = %s, repaired_at = NULL, repaired_idl_hash = NULL",
-            [counted, counted, records_digest, self.program.idl_hash, quarantined_digest],
+            [counted, counted, records_digest, self.program.idl_hash, str(self._quarantine.digest)],
         )
         before()
         self.connection.commit()
-        rows = {event: rows for event, (rows, _) in found.items()}
-        return LoadResult(rows, {event: digest for event, (_, digest) in found.items()}, self._quarantine.rows)
+        rows = {event: target.rows for event, target in self._events.items()}
+        digests = {event: str(target.digest) for event, target in self._events.items()}
+        return LoadResult(rows, digests, self._quarantine.rows)
 
     def _begin(self) -> None:
         """Lock the chunk, check that it is still ours, and delete what it has."""
         lock_chunk(self.connection, self.program, self.chunk)
+        require_known_hashes(self.connection)
         # Updating locks the row: who begins a later attempt waits for this load to end, and its work is not lost.
         self._update_own_row("events_state = 'running'", [])
         # Tables of events that are in no IDL version any more have rows of earlier loads.
@@ -207,12 +221,15 @@ class ChunkLoad:
         if updated.rowcount == 0:
             raise AttemptFencedError(self.program.key, self.chunk, "events")
 
-    def _digest(self, event: str, table: TablePlan) -> tuple[int, str]:
-        rows, digest = row_digest(self.connection, table, self.chunk)
-        written = self._events[event].rows
-        if rows != written:
-            raise RowsMisplacedError(self.program.key, self.chunk, event, written, rows)
-        return rows, digest
+    def _require_rows(self) -> None:
+        """Return if the chunk's slots hold as many rows as were sent; RowsMisplacedError otherwise."""
+        found = {event: count_rows(self.connection, table, self.chunk) for event, table in self.plan.tables.items()}
+        for event, rows in found.items():
+            if rows != self._events[event].rows:
+                raise RowsMisplacedError(self.program.key, self.chunk, event, self._events[event].rows, rows)
+        quarantined = count_quarantine(self.connection, self.program, self.chunk)
+        if quarantined != self._quarantine.rows:
+            raise RowsMisplacedError(self.program.key, self.chunk, "uho.quarantine", self._quarantine.rows, quarantined)
 
     def _targets(self) -> Iterator[_Target]:
         yield from self._by_index
@@ -227,6 +244,14 @@ class ChunkLoad:
         _copy_pieces(self.connection, target.schema, target.table, target.columns, target.pieces)
         target.pieces.clear()
         target.waiting = 0
+
+
+def _encode(target: _Target, batch: pa.RecordBatch) -> Encoded:
+    """Encode a table's rows, and digest what is sent."""
+    columns = digest_columns(target.columns, batch.schema, target.digested)
+    pieces = tuple(uho_native.encode_copy(piece) for piece in _pieces(batch))
+    digest = sum(int(uho_native.copy_digest(piece, columns)) for piece in pieces)
+    return Encoded(target, pieces, batch.num_rows, digest)
 
 
 def lock_chunk(connection: Connection, program: Program, chunk: Chunk) -> None:

@@ -69,6 +69,13 @@ def encode_copy(batch: pa.RecordBatch) -> bytes:
     the batch then.
     """
 
+def copy_digest(rows: bytes, columns: list[tuple[str, str | None]]) -> str:
+    """The digest of rows that ``encode_copy`` made, as Postgres would compute it of them once they are stored: decimal.
+
+    ``columns`` are the names and Postgres types of the table's columns, in the order of the fields; a column without a
+    type changes nothing. Digests of disjoint rows add up. Raises CopyError for other bytes and unknown types.
+    """
+
 def base58(array: pa.Array) -> pa.Array:
     """Addresses or signatures (fixed size binary of 32 or 64 bytes) as base58 text; null stays null.
 

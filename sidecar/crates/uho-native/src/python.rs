@@ -10,6 +10,7 @@ use pyo3::types::PyBytes;
 use pyo3_arrow::{PyArray, PyRecordBatch, PySchema};
 
 use crate::copy;
+use crate::row_digest::{self, DigestColumn};
 
 pyo3::create_exception!(
     uho_native,
@@ -25,7 +26,8 @@ mod uho_native {
     use super::CopyError;
     #[pymodule_export]
     use super::{
-        add_digests, base58, copy_header, copy_trailer, encode_copy, record_digest, record_schema,
+        add_digests, base58, copy_digest, copy_header, copy_trailer, encode_copy, record_digest,
+        record_schema,
     };
     #[pymodule_export]
     use crate::certificate::{certificate_fault, merge_certificates};
@@ -84,6 +86,21 @@ fn encode_copy(py: Python<'_>, batch: PyRecordBatch) -> PyResult<Bound<'_, PyByt
         .detach(|| copy::encode_rows(&batch))
         .map_err(|error| CopyError::new_err(error.to_string()))?;
     Ok(PyBytes::new(py, &rows))
+}
+
+#[pyfunction]
+fn copy_digest(
+    py: Python<'_>,
+    rows: &[u8],
+    columns: Vec<(String, Option<String>)>,
+) -> PyResult<String> {
+    let columns = columns
+        .into_iter()
+        .map(|(name, postgres)| DigestColumn::new(name, postgres))
+        .collect::<Result<Vec<_>, _>>();
+    py.detach(|| row_digest::digest(rows, &columns?))
+        .map(|digest| digest.to_string())
+        .map_err(|error| CopyError::new_err(error.to_string()))
 }
 
 #[pyfunction]
