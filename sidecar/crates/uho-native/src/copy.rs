@@ -85,9 +85,9 @@ pub enum CopyError {
     TooManyColumns(usize),
 }
 
-/// Encodes the rows of a batch, without header and trailer, so that the parts of several batches can follow
-/// one header.
-pub fn encode_rows(batch: &RecordBatch) -> Result<Vec<u8>, CopyError> {
+/// Appends the rows of a batch, without header and trailer, so that the parts of several batches can follow
+/// one header. After an error there may be some of them.
+pub fn encode_rows(batch: &RecordBatch, output: &mut Vec<u8>) -> Result<(), CopyError> {
     let fields = batch.schema_ref().fields();
     let count = i16::try_from(fields.len()).map_err(|_| CopyError::TooManyColumns(fields.len()))?;
     let columns = fields
@@ -110,14 +110,14 @@ pub fn encode_rows(batch: &RecordBatch) -> Result<Vec<u8>, CopyError> {
         return Err(CopyError::TooLarge { rows, bytes });
     }
 
-    let mut output = Vec::with_capacity(bytes);
+    output.reserve(bytes);
     for row in 0..rows {
         output.extend_from_slice(&count.to_be_bytes());
         for column in &columns {
-            column.write(row, &mut output)?;
+            column.write(row, output)?;
         }
     }
-    Ok(output)
+    Ok(())
 }
 
 struct Column<'a> {
