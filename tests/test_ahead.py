@@ -1,4 +1,4 @@
-"""One thing is made while the one before is used; never more, in order, and errors come where they belong."""
+"""The next things are made while one is used; never more than asked for, in order, and errors where they belong."""
 
 import threading
 from contextlib import closing
@@ -7,16 +7,17 @@ from itertools import count
 import pytest
 from services import wait_until
 
-from uho_pipelines.ahead import one_ahead
+from uho_pipelines.ahead import made_ahead
 
 
 def test_items_come_in_order_and_end():
-    assert list(one_ahead(iter(range(100)))) == list(range(100))
-    assert list(one_ahead(iter([]))) == []
-    assert list(one_ahead(iter([None, None]))) == [None, None]
+    assert list(made_ahead(iter(range(100)), 3)) == list(range(100))
+    assert list(made_ahead(iter([]), 3)) == []
+    assert list(made_ahead(iter([None, None]), 3)) == [None, None]
 
 
-def test_the_next_item_is_made_while_one_is_used_and_only_that_one():
+@pytest.mark.parametrize("most", [1, 3])
+def test_the_next_items_are_made_while_one_is_used_and_only_those(most):
     made = []
 
     def items():
@@ -24,11 +25,11 @@ def test_the_next_item_is_made_while_one_is_used_and_only_that_one():
             made.append(number)
             yield number
 
-    with closing(one_ahead(items())) as ahead:
+    with closing(made_ahead(items(), most)) as ahead:
         for number in range(3):
             assert next(ahead) == number
-            wait_until(lambda number=number: made[-1] == number + 1, "the next one")
-    assert made == [0, 1, 2, 3]
+            wait_until(lambda number=number: made[-1] == number + most, "the next ones")
+    assert made == list(range(3 + most))
 
 
 def test_an_error_comes_after_what_was_made_before_it():
@@ -36,7 +37,7 @@ def test_an_error_comes_after_what_was_made_before_it():
         yield 1
         raise LookupError("a part is damaged")
 
-    ahead = one_ahead(items())
+    ahead = made_ahead(items(), 3)
     assert next(ahead) == 1
     with pytest.raises(LookupError, match="a part is damaged"):
         next(ahead)
@@ -52,9 +53,9 @@ def test_leaving_early_waits_for_what_is_being_made():
         done.append(True)
         yield 2
 
-    with closing(one_ahead(items())) as ahead:
+    with closing(made_ahead(items(), 3)) as ahead:
         next(ahead)
         begun.wait(60)
         release.set()
     assert done == [True]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("one-ahead")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("made-ahead")]

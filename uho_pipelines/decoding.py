@@ -6,7 +6,7 @@ business, where rows go is the warehouse's.
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -49,6 +49,18 @@ def decoder_for(program: Program) -> uho_native.Decoder:
 def decode(decoder: uho_native.Decoder, program: Program, records: pa.RecordBatch) -> uho_native.Decoded:
     """Decode a batch of whole blocks by the program's policy."""
     return decoder.decode(records, include_failed=program.include_failed, ignore=list(program.ignore))
+
+
+def whole_blocks(records: pa.RecordBatch, rows: int, size: int) -> Iterator[pa.RecordBatch]:
+    """Yield a batch of ascending records in pieces of whole blocks: as few as give `rows` or `size` bytes, roughly."""
+    slots: Any = records.column("slot").to_numpy()
+    rows = max(1, min(rows, records.num_rows * size // max(1, records.nbytes)))
+    start = 0
+    while start < records.num_rows:
+        last = min(start + rows, records.num_rows) - 1
+        end = int(slots.searchsorted(slots[last], side="right"))
+        yield records.slice(start, end - start)
+        start = end
 
 
 def code_version(program: Program) -> str:

@@ -36,13 +36,13 @@ from uho_pipelines.warehouse.digest import (
 from uho_pipelines.warehouse.ledger import AttemptFencedError, as_jsonb, chunk_key
 from uho_pipelines.warehouse.tables import WarehousePlan, read_plan
 
-TABLE_BYTES = 4 * 1024 * 1024
+TABLE_BYTES = 2 * 1024 * 1024
 """So many encoded bytes of one table are gathered before they are COPYed."""
 
 GATHERED_BYTES = 32 * 1024 * 1024
 """So many encoded bytes of all tables together; then all are COPYed."""
 
-PIECE_BYTES = 2 * 1024 * 1024
+PIECE_BYTES = 512 * 1024
 """A batch is encoded in pieces of about so many bytes in Arrow; encoded they are at most about three times as large.
 Pieces that fit into a core's cache are encoded in three quarters of the CPU of pieces four times as large."""
 
