@@ -178,7 +178,7 @@ def _show_path(here: Stage, runs: int) -> None:
         ("worker: encode for COPY", seconds[whole_path.ENCODE], whole_path.ENCODE),
         ("worker: digest of the rows", seconds[whole_path.DIGEST], whole_path.DIGEST),
         ("worker: send", seconds[whole_path.COPY], whole_path.COPY),
-        ("worker: rest", rest, None),
+        ("worker: rest, and Parquet's own threads", rest, None),
         (
             "Postgres: COPY, ledger, commit",
             seconds[whole_path.SERVER] - seconds[whole_path.SERVER_COUNT],
@@ -228,9 +228,11 @@ def _show_copying(loads: list[Spent], bare: list[Spent], events: int, of: str) -
     table = _table(f"Lake → committed rows against COPY alone, {events:,} rows {of}", "figure", "ratio", "measured")
     encode, client, server = (median_of(bare, what) for what in (copying.ENCODE, copying.CLIENT, copying.SERVER))
     _ratio(table, "encode for COPY ÷ the server's CPU for the same COPY", encode, server)
+    digest = median_of(loads, whole_path.DIGEST)
+    _ratio(table, "the same, with the digest of the rows", encode + digest, server)
     _ratio(table, "client of a COPY of encoded bytes ÷ the server's CPU", client, server)
     load_server = median_of(loads, whole_path.SERVER)
-    _ratio(table, "server: load (with digest and ledger) ÷ bare COPY", load_server, server)
+    _ratio(table, "server: load (with count and ledger) ÷ bare COPY", load_server, server)
     if again := median_of(loads, whole_path.SERVER_AGAIN):
         _ratio(table, "server: replacing a loaded chunk ÷ its first load", again, load_server)
         steps = (whole_path.SIDECAR, whole_path.WORKER_RECORDS, whole_path.WORKER_EVENTS, whole_path.SERVER)

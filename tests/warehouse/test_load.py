@@ -177,6 +177,45 @@ def test_rows_outside_of_the_chunk_are_refused(warehouse):
     assert rows(warehouse, AMOUNTS) == []
 
 
+TRIGGER = """
+    CREATE FUNCTION demo_sim_alpha.meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} END $$;
+    CREATE TRIGGER meddle BEFORE INSERT ON demo_sim_alpha.simple FOR EACH ROW EXECUTE FUNCTION demo_sim_alpha.meddle()
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("IF NEW.slot = 105 THEN RETURN NULL; END IF; RETURN NEW;", 9),
+        ("IF NEW.slot = 105 THEN NEW.slot := 1000; END IF; RETURN NEW;", 9),
+        (
+            "IF NEW.event_index = 0 THEN INSERT INTO demo_sim_alpha.simple VALUES "
+            "(NEW.slot, NEW.tx_index, 7, NEW.signature, NEW.source, NEW.block_time, 1); END IF; RETURN NEW;",
+            20,
+        ),
+    ],
+)
+def test_a_table_that_keeps_other_rows_than_were_sent_is_refused(warehouse, body, found):
+    load(warehouse, PROGRAM, [simple(1)], chunk=NEXT)
+    execute(warehouse, TRIGGER.format(body))
+    with pytest.raises(RowsMisplacedError, match=f"10 rows of Simple were written and {found} lie in"):
+        load(warehouse, PROGRAM, [simple(1)] * 10)
+    assert rows(warehouse, AMOUNTS) == [(200, 1)]
+
+
+def test_a_table_that_alters_values_is_found_by_its_digest(warehouse):
+    load(warehouse, PROGRAM, [simple(1)], chunk=NEXT)
+    execute(warehouse, TRIGGER.format("NEW.amount := 2; RETURN NEW;"))
+    load(warehouse, PROGRAM, [simple(1)] * 10)
+    (damage,) = find_damage_in(warehouse, PROGRAM)
+    assert (damage.event, damage.rows_loaded, damage.rows_found) == ("Simple", 10, 10)
+
+
+def execute(url, statement):
+    with connect(url, application_name="test") as connection:
+        connection.execute(statement)
+
+
 def test_rows_of_events_that_the_idl_dropped_are_removed_with_their_chunk(warehouse):
     load(warehouse, PROGRAM, [simple(1, "Other")] * 2)
     load(warehouse, PROGRAM, [simple(1, "Other")] * 2, chunk=NEXT)
