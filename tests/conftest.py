@@ -1,5 +1,6 @@
 """Servers that several test modules use."""
 
+import os
 import shutil
 import signal
 import tempfile
@@ -15,6 +16,10 @@ from uho_pipelines.warehouse import connect, migrate
 
 # A shell's background job ignores SIGINT; Dagster then makes SIGTERM the same, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# pytest-xdist sets these for its workers, and rich's console would be as narrow for good from when `cli` is imported.
+for size in ("COLUMNS", "LINES"):
+    os.environ.pop(size, None)
 
 
 def pytest_collection_modifyitems(items):
