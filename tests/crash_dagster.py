@@ -51,6 +51,9 @@ FAULTS = (
     "kill everything",
 )
 FULL_BYTES = (2_000, 60_000)
+NO_ANSWER = (requests.RequestException, ValueError, KeyError, IndexError, AssertionError, DagsterRefusedError)
+"""What asking Dagster comes to while it, or its Postgres, is gone."""
+
 END_SECONDS = 600
 """Of a backfill with crashes in it."""
 
@@ -102,7 +105,7 @@ class Stage:
         answer: list[dict[str, Any]] = []
 
         def launched() -> bool:
-            with suppress(requests.RequestException, ValueError, AssertionError):
+            with suppress(*NO_ANSWER):
                 answer.append(self.stack.launch("storm", PROGRAM, list(keys)))
             return bool(answer) and answer[-1]["__typename"] == "LaunchBackfillSuccess"
 
@@ -111,19 +114,29 @@ class Stage:
 
     def ended(self, backfill: str) -> bool:
         """Return whether the backfill has ended, as far as Dagster answers."""
-        with suppress(requests.RequestException, ValueError, DagsterRefusedError):
+        with suppress(*NO_ANSWER):
             return backfill_progress(self.stack.url, backfill).ended
         return False
 
     def workers(self) -> dict[str, int]:
         """Return the process ids of the runs that are under way."""
         found: dict[str, int] = {}
-        with suppress(requests.RequestException, ValueError, DagsterRefusedError):
+        with suppress(*NO_ANSWER):
             for run in self.stack.runs():
                 if run["status"] == "STARTED":
-                    with suppress(IndexError):
+                    with suppress(*NO_ANSWER):
                         found[run["runId"]] = self.stack.worker(run["runId"])
         return found
+
+    def status(self, run: str) -> str:
+        """Return how a run is, once Dagster says."""
+
+        def told() -> str:
+            with suppress(*NO_ANSWER):
+                return next(each["status"] for each in self.stack.runs() if each["runId"] == run)
+            return ""
+
+        return wait_until(told, "Dagster tells of a run", pause=0.5)
 
     def story(self, backfill: str, key: str) -> str:
         """Return how a chunk came to be red: how its runs ended, and what the ledger says of it."""
@@ -203,17 +216,21 @@ def storm_through_dagster(
 
 def _crash(on: Stage, chosen: random.Random, fault: str, backfill: str, result: Storm) -> bool:
     """Let something happen at a random moment of a backfill; return whether it did, before the backfill had ended."""
-    wait_until(lambda: on.workers() or on.ended(backfill), "a run is under way", seconds=END_SECONDS, pause=0.1)
-    time.sleep(chosen.uniform(0, WORK_SECONDS))
-    workers, amid, cut = on.workers(), on.amid(), on.proxy.cut
-    if not workers:
-        return False
+    while True:
+        wait_until(lambda: on.workers() or on.ended(backfill), "a run is under way", seconds=END_SECONDS, pause=0.1)
+        time.sleep(chosen.uniform(0, WORK_SECONDS))
+        workers, amid, cut = on.workers(), on.amid(), on.proxy.cut
+        if workers:
+            break
+        if on.ended(backfill):
+            return False
     before, struck = on.worked(), time.monotonic()
     run = chosen.choice(sorted(workers))
     _strike(on, chosen, fault, workers[run])
     if fault == "full disk":
-        wait_until(lambda: run not in on.workers(), "the run ends", seconds=END_SECONDS, pause=0.5)
-        if any(each["status"] == "SUCCESS" for each in on.stack.runs() if each["runId"] == run):
+        ended = {"SUCCESS", "FAILURE", "CANCELED"}
+        wait_until(lambda: on.status(run) in ended, "the run ends", seconds=END_SECONDS, pause=0.5)
+        if on.status(run) == "SUCCESS":
             return True  # it wrote nothing more
     if fault == "cut connections" and on.proxy.cut == cut:
         return True  # nothing was carried

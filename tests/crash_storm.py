@@ -55,7 +55,10 @@ FAULTS = (
     "cut connections",
     "full disk",
 )
-END_SECONDS = 120
+FATAL = ("kill backfill", "full disk")
+"""The others may pass: more of them come while the same process goes on."""
+
+END_SECONDS = 300
 FULL_BYTES = (500, 12_000)
 """A full disk lets a file grow to so many bytes; parts and manifests have up to about ten thousand."""
 
@@ -105,7 +108,6 @@ class Stage:
         self.environment = {**settings_environment(self.settings), "NO_COLOR": "1"}
         self.log = folder / "backfill.log"
         self._watching: Connection | None = None
-        self._repair: threading.Thread | None = None
 
     def begin(self) -> None:
         """Have an empty warehouse and an empty lake."""
@@ -158,25 +160,9 @@ class Stage:
 
     def repair_world(self) -> None:
         """Have everything run again that a fault ended."""
-        if self._repair is not None:
-            self._repair.join()
-            self._repair = None
-        self.proxy.cuts = [None]
         if self.sidecar.process is None:
             self.sidecar.start()
         self.server.start()
-
-    def repair_soon(self) -> None:
-        """The same, half a second from now, while a backfill goes on."""
-
-        def repair() -> None:
-            time.sleep(0.5)
-            if self.sidecar.process is None:
-                self.sidecar.start()
-            self.server.start()
-
-        self._repair = threading.Thread(target=repair)
-        self._repair.start()
 
 
 @contextmanager
@@ -214,8 +200,9 @@ def storm(
         on.begin()
         result.rounds += 1
         before = result.crashes.total()
-        for _ in range(min(crashes - before, chosen.randint(6, 16))):
-            if time.monotonic() > deadline or _ends_before(on, chosen, chosen.choice(FAULTS), result):
+        last = min(crashes, before + chosen.randint(6, 16))
+        while result.crashes.total() < last and time.monotonic() < deadline:
+            if _ends_well_with_faults(on, chosen, last, result):
                 break
         for _ in range(3):
             if _ends_well(on, result, resumes=result.crashes.total() > before):
@@ -226,8 +213,8 @@ def storm(
     return result
 
 
-def _ends_before(on: Stage, chosen: random.Random, fault: str, result: Storm) -> bool:
-    """Run a backfill with a fault at a random moment; return whether it was done before that came."""
+def _ends_well_with_faults(on: Stage, chosen: random.Random, last: int, result: Storm) -> bool:
+    """Run a backfill with faults at random moments, up to the storm's `last`; return whether it ended well."""
     on.repair_world()
     before, started = on.worked(), time.monotonic()
     process = on.backfill()
@@ -236,49 +223,54 @@ def _ends_before(on: Stage, chosen: random.Random, fault: str, result: Storm) ->
             time.sleep(0.05)
         if before[0] is not None:
             result.resume("restart to resumed work, Dagster imported already", time.monotonic() - started)
-        process.join(chosen.uniform(0, WORK_SECONDS))
-        amid, cut = on.amid(), on.proxy.cut
-        if not process.is_alive():
-            return process.exitcode == 0
-        _strike(on, chosen, fault, process.pid)
+        while result.crashes.total() < last:
+            process.join(chosen.uniform(0, WORK_SECONDS))
+            fault, amid = chosen.choice(FAULTS), on.amid()
+            if not process.is_alive():
+                return process.exitcode == 0
+            if _strike(on, chosen, fault, process):
+                result.crashes[fault] += 1
+                result.amid[amid] += 1
+            if fault in FATAL:
+                break
         process.join(END_SECONDS)
-        # A connection that is cut, or a disk that is full, just when nothing is sent or written harms nobody.
-        harmless = {"cut connections": on.proxy.cut == cut, "full disk": process.exitcode == 0}
-        if harmless.get(fault, False):
-            return process.exitcode == 0
-        result.crashes[fault] += 1
-        result.amid[amid] += 1
-        return False
+        return process.exitcode == 0
     finally:
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
         process.join()
 
 
-def _strike(on: Stage, chosen: random.Random, fault: str, backfill_pid: int) -> None:
+def _strike(on: Stage, chosen: random.Random, fault: str, process: Any) -> bool:
+    """Let a fault happen; return whether it met anything. The sidecar and Postgres are back when this returns."""
     if fault == "kill backfill":
-        os.kill(backfill_pid, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
     elif fault == "kill sidecar":
         on.sidecar.kill()
-        on.repair_soon()
     elif fault == "kill postgres":
         assert on.server.process is not None
         on.server.process.kill()
         on.server.process.wait()
-        on.repair_soon()
     elif fault == "cut connections":
-        on.proxy.cuts = [*(chosen.randrange(1, 100_000) for _ in range(3)), None]
-        on.proxy.cut_all()
+        on.proxy.cuts = [*(chosen.randrange(1, 100_000) for _ in range(2)), None]
+        return on.proxy.cut_all() > 0
     elif fault == "full disk":
         # Python ignores the signal that a file which may not grow sends, so that writing fails as on a full disk.
         limit = chosen.randint(*FULL_BYTES)
         with suppress(ProcessLookupError):
-            resource.prlimit(backfill_pid, resource.RLIMIT_FSIZE, (limit, limit))
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        process.join(END_SECONDS)
+        return process.exitcode != 0  # else it wrote nothing more
+    if fault not in FATAL:
+        time.sleep(chosen.uniform(0, 1))
+        on.repair_world()
+    return True
 
 
 def _ends_well(on: Stage, result: Storm, *, resumes: bool) -> bool:
     """Run `uho backfill` as the shell does, and leave it alone; return whether it ended well."""
     on.repair_world()
+    on.proxy.cuts = [None]
     before, started = on.worked(), time.monotonic()
     command = [Path(sys.executable).parent / "uho", "backfill", PROGRAM]
     with (
