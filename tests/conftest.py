@@ -20,6 +20,10 @@ os.environ["COLUMNS"] = "500"
 # A shell's background job ignores SIGINT; Dagster then makes SIGTERM the same, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# pytest-xdist sets these for its workers, and rich's console would be as narrow for good from when `cli` is imported.
+for size in ("COLUMNS", "LINES"):
+    os.environ.pop(size, None)
+
 
 @contextmanager
 def short_home() -> Iterator[Path]:

@@ -1,47 +1,44 @@
 """Crashes at random points, by seed: whatever is killed, filled or cut, what is left at the end equals the truth.
 
-What belongs here: the faults, and the comparison afterwards. `make crash` runs it for minutes
-(`python tests/crash_storm.py --crashes 200 --minutes 20`), `test_crash_storm.py` for a few crashes.
+What belongs here: the crashes of `uho backfill`, and the command. `make crash` runs it for minutes (`python
+tests/crash_storm.py --crashes 180 --through-dagster 20 --minutes 20`), `test_crash_storm.py` for a few crashes. Those
+of what Dagster runs are `crash_dagster.py`'s business, the comparison `crash_result.py`'s.
 
 A round begins with an empty warehouse and an empty lake. `uho backfill` is started as a process of its own; at a random
-moment after it began to work something happens: it is killed, the sidecar or Postgres is, the archive's connections
-are cut, or its files may grow no further, as on a full disk. Then it is started again, and so on, until it ends by
-itself; at last rows, lake, ledger and certificates are compared with the simulator's truth.
+moment after it began to work something happens: it is killed, the sidecar or Postgres is, the connections to the
+sidecar are cut, or its files may grow no further, as on a full disk. Then it is started again, and so on; at last it is
+left to end by itself, and rows, lake, ledger and certificates are compared with the simulator's truth.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
-import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from conftest import short_home
+from conftest import empty, short_home
+from crash_result import Storm, compare_with_truth
 from services import RELEASE, SECRET, CuttingProxy, Sidecar, cutting_proxy, fresh_warehouse, running_sidecar, simulate
 
 from uho_pipelines import cli
-from uho_pipelines.chunks import Chunk, program_chunks
-from uho_pipelines.lake import Lake
-from uho_pipelines.registry import Program, load_registry
+from uho_pipelines.chunks import program_chunks
+from uho_pipelines.registry import load_registry
 from uho_pipelines.runtime.postgres import EmbeddedPostgres
 from uho_pipelines.runtime.stack import settings_environment
 from uho_pipelines.settings import NetworkSettings, Settings
-from uho_pipelines.truth import compare_program, truth_by_event
-from uho_pipelines.verification import verify_program
-from uho_pipelines.warehouse import connect, read_plan
+from uho_pipelines.warehouse import Connection, connect
 
 CHUNK_SLOTS, CHECKPOINT_SLOTS = 350, 50
 FIRST_SLOT = 1_295_000
@@ -58,100 +55,111 @@ FAULTS = (
     "cut connections",
     "full disk",
 )
-START_SECONDS = 120
-FULL_BYTES = (2_000, 30_000)
-"""A full disk lets a file grow to so many bytes; a part has about ten thousand."""
+FATAL = ("kill backfill", "full disk")
+"""The others may pass: more of them come while the same process goes on."""
+
+END_SECONDS = 300
+FULL_BYTES = (500, 12_000)
+"""A full disk lets a file grow to so many bytes; parts and manifests have up to about ten thousand."""
 
 PROCESSES = multiprocessing.get_context("forkserver")
-"""Every `uho backfill` is a process of its own; that Dagster is imported already lets a hundred crash in minutes."""
+"""Every `uho backfill` that is crashed is a process of its own, in which Dagster is imported already: starting it from
+the shell takes two seconds of a core, which two hundred crashes in minutes do not have. The last one of a round is."""
 
 
-def backfill(environment: dict[str, str], limit: int, log: Path) -> None:
-    """Be `uho backfill`; with a `limit` no file grows beyond so many bytes, as on a full disk."""
+PRELOADED = [
+    *("__main__", "crash_storm", "uho_pipelines.backfill", "uho_pipelines.integrity.check"),
+    *("uho_pipelines.dagster_storage", "uho_pipelines.run_queue", "pandas"),
+]
+
+
+def backfill(environment: dict[str, str], output: Any) -> None:
+    """Be `uho backfill`, which says what it says to the pipe `output`: a full disk has room for no log either."""
     os.setsid()
     os.environ.update(environment)
-    with log.open("ab") as output:
-        for descriptor in (1, 2):
-            os.dup2(output.fileno(), descriptor)
-    if limit:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
     sys.argv[:] = ["uho", "backfill", PROGRAM]
     cli.main()
-
-
-@dataclass
-class Storm:
-    """What happened."""
-
-    crashes: Counter[str] = field(default_factory=Counter[str])
-    rounds: int = 0
-    faults: list[str] = field(default_factory=list[str])
-    """What differed from the truth."""
-    resumed: list[float] = field(default_factory=list[float])
-    """Seconds from a restart of `uho backfill` to its first work."""
-    rows: int = 0
-    """Compared, of all rounds."""
 
 
 class Stage:
     """Postgres, a sidecar behind a proxy, and the settings that lead to both."""
 
     def __init__(
-        self, folder: Path, archive: Path, server: EmbeddedPostgres, sidecar: Sidecar, proxy: CuttingProxy, chunks: int
+        self, folder: Path, archive: Path, server: EmbeddedPostgres, sidecar: Sidecar, proxy: CuttingProxy
     ) -> None:
         self.folder, self.archive, self.server, self.sidecar, self.proxy = folder, archive, server, sidecar, proxy
-        self.last_slot = FIRST_SLOT + chunks * CHUNK_SLOTS - 1
-        self.rounds = 0
-        self.settings: Settings
-        self.program: Program
-        self.chunks: list[Chunk]
-
-    def begin(self) -> None:
-        """Have an empty warehouse and an empty lake."""
-        self.rounds += 1
+        self.url = fresh_warehouse(server, "storm")
+        network = NetworkSettings(
+            archive_url=f"file://{archive}", chunk_slots=CHUNK_SLOTS, checkpoint_slots=CHECKPOINT_SLOTS
+        )
         self.settings = Settings(
-            home=self.folder / f"round-{self.rounds}",
-            postgres_url=fresh_warehouse(self.server, "storm"),
-            sidecar_url=self.proxy.url,
+            home=folder / "home",
+            postgres_url=self.url,
+            sidecar_url=proxy.url,
             sidecar_secret=SECRET,
-            programs_dir=self.archive / "programs",
+            programs_dir=archive / "programs",
             disk_reserve_bytes=0,
-            networks={
-                "sim": NetworkSettings(
-                    archive_url=f"file://{self.archive}", chunk_slots=CHUNK_SLOTS, checkpoint_slots=CHECKPOINT_SLOTS
-                )
-            },
+            networks={"sim": network},
         )
         self.program = load_registry(self.settings).program(PROGRAM)
         self.chunks = program_chunks(self.settings, self.program, tip=None)
+        self.environment = {**settings_environment(self.settings), "NO_COLOR": "1"}
+        self.log = folder / "backfill.log"
+        self._watching: Connection | None = None
 
-    def backfill(self, limit: int = 0) -> Any:
-        """Start `uho backfill`."""
-        environment = {**settings_environment(self.settings), "NO_COLOR": "1"}
-        process = PROCESSES.Process(target=backfill, args=(environment, limit, self.folder / "backfill.log"))
+    def begin(self) -> None:
+        """Have an empty warehouse and an empty lake."""
+        self.log.write_bytes(b"")
+        empty(self.url)
+        shutil.rmtree(self.settings.home / "lake", ignore_errors=True)
+
+    def backfill(self) -> Any:
+        """Start `uho backfill` in a process that has Dagster imported."""
+        read, write = PROCESSES.Pipe(duplex=False)
+        process = PROCESSES.Process(target=backfill, args=(self.environment, write))
         process.start()
+        write.close()
+        threading.Thread(target=self._keep, args=(read,), daemon=True).start()
         return process
 
-    def last_words(self) -> str:
-        """Return the end of what the backfills said."""
-        return "\n".join((self.folder / "backfill.log").read_text(encoding="utf-8").splitlines()[-30:])
+    def _keep(self, output: Any) -> None:
+        with output, self.log.open("ab", buffering=0) as log:
+            while said := os.read(output.fileno(), 65_536):
+                log.write(said)
 
-    def worked(self) -> tuple[object, ...]:
-        """Return what changes as soon as an attempt of a chunk begins."""
-        with suppress(psycopg.Error), connect(self.url, application_name="storm") as connection:
-            row = connection.execute("SELECT max(records_started_at), max(events_started_at) FROM uho.chunk").fetchone()
-            return tuple(row or ())
+    def last_words(self) -> str:
+        """Return the end of what the round's backfills said."""
+        return "\n".join(self.log.read_text(encoding="utf-8").splitlines()[-30:])
+
+    def ask(self, query: str) -> Sequence[Any]:
+        """Return the first row of a query; nothing while Postgres does not answer."""
+        for _ in range(2):  # a server that was killed takes the connection with it
+            try:
+                if self._watching is None:
+                    self._watching = connect(self.url, application_name="storm")
+                    self._watching.autocommit = True
+                return self._watching.execute(query.encode()).fetchone() or ()
+            except psycopg.Error:
+                if self._watching is not None:
+                    self._watching.close()
+                self._watching = None
         return ()
 
-    @property
-    def url(self) -> str:
-        assert self.settings.postgres_url is not None
-        return self.settings.postgres_url.get_secret_value()
+    def worked(self) -> Sequence[Any]:
+        """Return what changes as soon as an attempt at a chunk begins."""
+        return self.ask("SELECT max(records_started_at), max(events_started_at) FROM uho.chunk")
+
+    def amid(self) -> str:
+        """Return what is under way."""
+        running = self.ask(
+            "SELECT bool_or(records_state = 'running'), bool_or(events_state = 'running') FROM uho.chunk"
+        )
+        return {(True, False): "reading records", (False, True): "loading events"}.get(tuple(running), "in between")
 
     def repair_world(self) -> None:
         """Have everything run again that a fault ended."""
-        self.proxy.cuts = [None]
         if self.sidecar.process is None:
             self.sidecar.start()
         self.server.start()
@@ -159,6 +167,8 @@ class Stage:
 
 @contextmanager
 def stage(folder: Path, seed: int, chunks: int) -> Iterator[Stage]:
+    """Have everything run that a backfill of so many chunks needs."""
+    PROCESSES.set_forkserver_preload(PRELOADED)
     last_slot = FIRST_SLOT + chunks * CHUNK_SLOTS - 1
     archive = simulate(folder / "archive", seed=seed, first_slot=FIRST_SLOT, last_slot=last_slot)
     with (
@@ -169,69 +179,72 @@ def stage(folder: Path, seed: int, chunks: int) -> Iterator[Stage]:
         server = EmbeddedPostgres(home)
         server.start()
         try:
-            yield Stage(folder, archive, server, sidecar, proxy, chunks)
+            yield Stage(folder, archive, server, sidecar, proxy)
         finally:
             server.stop()
 
 
-def storm(on: Stage, chosen: random.Random, crashes: int, deadline: float) -> Storm:
-    """Crash so often, or until the deadline (monotonic seconds); the last round is always brought to its end."""
-    PROCESSES.set_forkserver_preload(["__main__", "crash_storm", "uho_pipelines.backfill"])
+def storm(
+    on: Stage,
+    chosen: random.Random,
+    crashes: int,
+    deadline: float,
+    say: Callable[[Storm], None] = lambda _: None,
+) -> Storm:
+    """Crash so often, or until the deadline (monotonic seconds); the last round is always brought to its end.
+
+    `say` is told after every round.
+    """
     result = Storm()
     while result.crashes.total() < crashes and time.monotonic() < deadline:
         on.begin()
         result.rounds += 1
-        left = min(crashes - result.crashes.total(), chosen.randint(3, 12))
-        while left > 0 and time.monotonic() < deadline:
-            fault = chosen.choice(FAULTS)
-            if _run(on, chosen, fault, result):
-                break  # it was done before the fault came
-            left -= 1
-        while not _run(on, chosen, None, result):
-            result.faults.append(f"failed without a fault; it said: {on.last_words()}")
-            if result.crashes["failed without a fault"] > 3:
-                result.faults.append("it fails again and again without a fault")
-                return result
-            result.crashes["failed without a fault"] += 1
-        result.rows += _compare(on, result.faults)
+        before = result.crashes.total()
+        last = min(crashes, before + chosen.randint(6, 16))
+        while result.crashes.total() < last and time.monotonic() < deadline:
+            if _ends_well_with_faults(on, chosen, last, result):
+                break
+        for _ in range(3):
+            if _ends_well(on, result, resumes=result.crashes.total() > before):
+                break
+            result.failed.append(f"round {result.rounds}: failed without a fault; it said:\n{on.last_words()}")
+        result.compared.add(compare_with_truth(on.settings, on.archive, on.program, on.chunks))
+        say(result)
     return result
 
 
-def _run(on: Stage, chosen: random.Random, fault: str | None, result: Storm) -> bool:
-    """Run a backfill until it ends, with a fault at a random moment; return whether it ended well by itself."""
+def _ends_well_with_faults(on: Stage, chosen: random.Random, last: int, result: Storm) -> bool:
+    """Run a backfill with faults at random moments, up to the storm's `last`; return whether it ended well."""
     on.repair_world()
-    before = on.worked()
-    started = time.monotonic()
-    process = on.backfill(chosen.randint(*FULL_BYTES) if fault == "full disk" else 0)
+    before, started = on.worked(), time.monotonic()
+    process = on.backfill()
     try:
-        if fault == "full disk":
-            process.join(START_SECONDS)
-            result.crashes[fault] += 1
-            return False
-        while on.worked() == before and process.is_alive() and time.monotonic() - started < START_SECONDS:
+        while on.worked() == before and process.is_alive() and time.monotonic() - started < END_SECONDS:
             time.sleep(0.05)
-        if result.crashes.total():
-            result.resumed.append(time.monotonic() - started)
-        if fault is not None:
+        if before[0] is not None:
+            result.resume("restart to resumed work, Dagster imported already", time.monotonic() - started)
+        while result.crashes.total() < last:
             process.join(chosen.uniform(0, WORK_SECONDS))
+            fault, amid = chosen.choice(FAULTS), on.amid()
             if not process.is_alive():
                 return process.exitcode == 0
-            result.crashes[fault] += 1
-            _strike(on, chosen, fault, process.pid)
-            if fault != "kill backfill":
-                threading.Timer(0.5, on.repair_world).start()
-        # Without a fault, or with one that can pass: it ends by itself, well or not.
-        process.join(START_SECONDS)
-        return fault is None and process.exitcode == 0
+            if _strike(on, chosen, fault, process):
+                result.crashes[fault] += 1
+                result.amid[amid] += 1
+            if fault in FATAL:
+                break
+        process.join(END_SECONDS)
+        return process.exitcode == 0
     finally:
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
         process.join()
 
 
-def _strike(on: Stage, chosen: random.Random, fault: str, backfill_pid: int) -> None:
+def _strike(on: Stage, chosen: random.Random, fault: str, process: Any) -> bool:
+    """Let a fault happen; return whether it met anything. The sidecar and Postgres are back when this returns."""
     if fault == "kill backfill":
-        os.kill(backfill_pid, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
     elif fault == "kill sidecar":
         on.sidecar.kill()
     elif fault == "kill postgres":
@@ -239,69 +252,83 @@ def _strike(on: Stage, chosen: random.Random, fault: str, backfill_pid: int) -> 
         on.server.process.kill()
         on.server.process.wait()
     elif fault == "cut connections":
-        on.proxy.cuts = [*(chosen.randrange(1, 100_000) for _ in range(3)), None]
+        on.proxy.cuts = [*(chosen.randrange(1, 100_000) for _ in range(2)), None]
+        return on.proxy.cut_all() > 0
+    elif fault == "full disk":
+        # Python ignores the signal that a file which may not grow sends, so that writing fails as on a full disk.
+        limit = chosen.randint(*FULL_BYTES)
+        with suppress(ProcessLookupError):
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        process.join(END_SECONDS)
+        return process.exitcode != 0  # else it wrote nothing more
+    if fault not in FATAL:
+        time.sleep(chosen.uniform(0, 1))
+        on.repair_world()
+    return True
 
 
-def _compare(on: Stage, faults: list[str]) -> int:
-    """Compare rows, lake, ledger and certificates with the truth; return the rows."""
-    rows = 0
-    with connect(on.url, application_name="storm") as connection:
-        plan = read_plan(connection, on.program)
-        for one in compare_program(connection, on.program, plan, truth_by_event(on.archive, on.program)):
-            rows += one.rows
-            if not one.equal:
-                faults.append(f"{one.event}: {one.rows} rows, {one.rows_in_truth} in truth: {one.differences[:2]}")
-        proven = connection.execute("SELECT sum(chunks) FROM uho.proven_ranges").fetchone()
-        if proven != (len(on.chunks),):
-            faults.append(f"{proven} chunks are proven, not {len(on.chunks)}")
-        counted = connection.execute("SELECT sum(record_count)::bigint FROM uho.chunk").fetchone()
-    lake = sum(Lake(on.settings).chunk(on.program, chunk).complete_manifest().records for chunk in on.chunks)
-    said = json.loads((on.archive / "truth" / "summary.json").read_text(encoding="utf-8"))
-    expected = _records_of(said, PROGRAM)
-    if counted != (lake,) or (expected is not None and lake != expected):
-        faults.append(f"the ledger counts {counted} records, the lake has {lake}, the truth {expected}")
-    verified = verify_program(on.settings, on.program, None, None)
-    faults.extend(f"{chunk.chunk.key}: {finding.text}" for chunk in verified.damaged for finding in chunk.findings)
-    faults.extend(verified.scars)
-    return rows
-
-
-def _records_of(summary: dict[str, object], program: str) -> int | None:
-    programs = summary.get("programs")
-    if isinstance(programs, dict):
-        counts = programs.get(program)
-        if isinstance(counts, dict) and isinstance(counts.get("records"), int):
-            return int(counts["records"])
-    return None
+def _ends_well(on: Stage, result: Storm, *, resumes: bool) -> bool:
+    """Run `uho backfill` as the shell does, and leave it alone; return whether it ended well."""
+    on.repair_world()
+    on.proxy.cuts = [None]
+    before, started = on.worked(), time.monotonic()
+    command = [Path(sys.executable).parent / "uho", "backfill", PROGRAM]
+    with (
+        on.log.open("ab") as output,
+        subprocess.Popen(command, env={**os.environ, **on.environment}, stdout=output, stderr=output) as process,
+    ):
+        while on.worked() == before and process.poll() is None:
+            time.sleep(0.05)
+        if resumes:
+            result.resume("restart from the shell to resumed work", time.monotonic() - started)
+        return process.wait() == 0
 
 
 def main() -> int:
     """Run from the shell."""
+    from crash_dagster import storm_through_dagster
+
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--crashes", type=int, default=200)
-    arguments.add_argument("--minutes", type=float, default=20)
+    arguments.add_argument("--crashes", type=int, default=180, help="Of `uho backfill`.")
+    arguments.add_argument("--through-dagster", type=int, default=20, help="Of what Dagster runs.")
+    arguments.add_argument("--minutes", type=float, default=20, help="Then no further round is begun.")
     arguments.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     options = arguments.parse_args()
     if not (RELEASE / "uho-sidecar").is_file():
         arguments.error("uho-sidecar is not built: make build")
     print(f"seed {options.seed}", flush=True)
+    began, chosen, is_true = time.monotonic(), random.Random(options.seed), True
+    deadline = began + options.minutes * 60
     with tempfile.TemporaryDirectory(prefix="uho-crashes-", dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o711)
-        with stage(folder, seed=7, chunks=6) as on:
-            deadline = time.monotonic() + options.minutes * 60
-            result = storm(on, random.Random(options.seed), options.crashes, deadline)
-    print(f"{result.crashes.total()} crashes in {result.rounds} rounds: {dict(result.crashes)}")
-    if result.resumed:
-        resumed = sorted(result.resumed)
-        print(
-            f"restart to resumed work: median {statistics.median(resumed):.1f} s, "
-            f"95% {resumed[int(0.95 * (len(resumed) - 1))]:.1f} s, most {resumed[-1]:.1f} s"
-        )
-    print(f"{result.rows:,} rows compared with the truth; {len(result.faults)} differences")
-    for fault in result.faults:
-        print(fault)
-    return 1 if result.faults else 0
+        if options.through_dagster:
+            found = storm_through_dagster(
+                folder, chosen, options.through_dagster, began + options.minutes * 30, _tell_progress
+            )
+            is_true = _tell("through Dagster", found) and is_true
+        if options.crashes:
+            with stage(folder, seed=7, chunks=4) as on:
+                is_true = (
+                    _tell("uho backfill", storm(on, chosen, options.crashes, deadline, _tell_progress)) and is_true
+                )
+    print(f"{(time.monotonic() - began) / 60:.1f} minutes")
+    return 0 if is_true else 1
+
+
+def _tell_progress(found: Storm) -> None:
+    print(
+        f"round {found.rounds} compared: {found.crashes.total()} crashes so far, "
+        f"{len(found.failed) + len(found.compared.differences)} differences",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _tell(what: str, found: Storm) -> bool:
+    for sentence in found.sentences():
+        print(f"{what}: {sentence}", flush=True)
+    return found.is_true
 
 
 if __name__ == "__main__":

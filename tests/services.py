@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -260,11 +260,28 @@ class CuttingProxy:
         self.cut = 0
         """Connections that were cut."""
         self.url = ""
+        self._carried: set[socket.socket] = set()
+
+    def cut_all(self) -> int:
+        """Cut every connection that is carried now, in the middle of whatever it carries; return how many."""
+        carried = list(self._carried)
+        for client in carried:
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+        self.cut += len(carried)
+        return len(carried)
 
     def carry(self, client: socket.socket) -> None:
         """Carry one connection to its end."""
         left = self.cuts.pop(0) if len(self.cuts) > 1 else self.cuts[0]
-        with client, suppress(OSError), socket.create_connection(("127.0.0.1", self.target)) as server:
+        with (
+            client,
+            suppress(OSError),
+            socket.create_connection(("127.0.0.1", self.target)) as server,
+            ExitStack() as end,
+        ):
+            self._carried.add(client)
+            end.callback(self._carried.discard, client)
             while True:
                 readable, _, _ = select.select([client, server], [], [], 60)
                 if client in readable:

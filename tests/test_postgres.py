@@ -18,7 +18,10 @@ from conftest import short_home
 
 from uho_pipelines.runtime.postgres import DATABASES, EmbeddedPostgres, PostgresFailedError
 from uho_pipelines.runtime.postgres_files import PostgresFilesError
+from uho_pipelines.runtime.process import ChildFailedError
 from uho_pipelines.runtime.secrets import read_or_create_secret
+from uho_pipelines.runtime.stack import RESTARTS_ALLOWED, Stack
+from uho_pipelines.settings import Settings
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -183,6 +186,27 @@ def test_a_killed_server_is_started_again_with_everything_that_was_committed(exp
     assert (expendable.files.data / "postmaster.pid").exists()
     expendable.start()
     assert query(expendable, "SELECT count(*) FROM kept") == before
+
+
+@pytest.mark.parametrize("adopted", [False, True], ids=["started here", "adopted"])
+def test_a_stack_starts_a_killed_server_again_and_says_so(expendable, tmp_path, adopted):
+    said = []
+    with EmbeddedPostgres(expendable.home) as other:
+        stack = Stack(Settings(home=tmp_path), {}, said.append, postgres=other if adopted else expendable)
+        for time_killed in (1, 2):
+            stack.watch()
+            kill(expendable, signal.SIGKILL)
+            eventually(stack.postgres.has_ended)
+            stack.watch()
+            assert answers(expendable)
+            assert said[-1] == f"postgres ended; starting it again ({time_killed} of {RESTARTS_ALLOWED})"
+        stack.watch()
+        assert len(said) == 2
+        stack.postgres_ended_at += [time.monotonic()] * (RESTARTS_ALLOWED - 2)
+        kill(expendable, signal.SIGKILL)
+        eventually(stack.postgres.has_ended)
+        with pytest.raises(ChildFailedError, match=f"postgres ended {RESTARTS_ALLOWED + 1} times"):
+            stack.watch()
 
 
 @on_linux

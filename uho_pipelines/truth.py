@@ -46,7 +46,12 @@ class TableComparison:
     event: str
     rows: int = 0
     rows_in_truth: int = 0
+    missing: int = 0
+    """Rows of the truth that the table does not have."""
+    extra: int = 0
+    """Rows of the table that the truth does not have."""
     differing: int = 0
+    """All of these, and fields that differ."""
     differences: list[str] = field(default_factory=list[str])
 
     @property
@@ -150,6 +155,7 @@ def _compare_table(
 ) -> TableComparison:
     result = TableComparison(program.name, event, rows_in_truth=len(truth))
     if event not in plan.tables:
+        result.missing = len(truth)
         result.differ("there is no table for this event")
         return result
     table = plan.tables[event]
@@ -169,6 +175,7 @@ def _compare_table(
             seen.add(key)
             expected = truth.get(key)
             if expected is None:
+                result.extra += 1
                 result.differ(f"{key}: not in the truth")
                 continue
             for (column, name), actual in zip(fixed.items(), of_fixed, strict=True):
@@ -182,6 +189,7 @@ def _compare_table(
                 # A field that the event did not have yet is null.
                 if not same(actual, wanted_fields.get(name)):
                     result.differ(f"{key} {name}: {actual!r} should be {wanted_fields.get(name)!r}")
-    for key in truth.keys() - seen:
+    for key in sorted(truth.keys() - seen):
+        result.missing += 1
         result.differ(f"{key}: missing from the table")
     return result

@@ -145,6 +145,11 @@ class EmbeddedPostgres:
                 "Run as its owner, not as root if it is",
             ) from None
 
+    def has_ended(self) -> bool:
+        """Return whether the server is gone, whoever started it."""
+        lives_here = self.process is not None and self.process.poll() is None
+        return not lives_here and self._postmaster() is None
+
     def stop(self) -> None:
         """Leave the server. When nobody else uses it, stop it: sessions are ended and a checkpoint is written.
 

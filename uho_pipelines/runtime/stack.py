@@ -94,6 +94,9 @@ class Stack:
     """What Dagster's processes are started with."""
     say: Callable[[str], None]
     services: list[Service] = field(default_factory=list[Service])
+    postgres: EmbeddedPostgres | None = None
+    """The embedded server; None where another one is used."""
+    postgres_ended_at: list[float] = field(default_factory=list[float])
 
     @property
     def url(self) -> str:
@@ -111,19 +114,25 @@ class Stack:
 
         Raises:
             ChildFailedError: a process ended more than `RESTARTS_ALLOWED` times within `RESTART_WINDOW_SECONDS`.
+            PostgresFailedError: the embedded Postgres does not come back.
         """
+        if self.postgres is not None and self.postgres.has_ended():
+            self._count_end("postgres", "ended", self.postgres_ended_at, self.postgres.files.log)
+            self.postgres.start()  # returns when it has recovered and answers
         for service in self.services:
             code = service.child.process.poll()
             if code is None:
                 continue
-            now = time.monotonic()
-            service.ended_at = [at for at in service.ended_at if now - at < RESTART_WINDOW_SECONDS] + [now]
-            if len(service.ended_at) > RESTARTS_ALLOWED:
-                raise ChildFailedError(service.name, f"ended {len(service.ended_at)} times", service.child.log)
-            times = f"{len(service.ended_at)} of {RESTARTS_ALLOWED}"
-            self.say(f"{service.name} ended with exit code {code}; starting it again ({times})")
+            self._count_end(service.name, f"ended with exit code {code}", service.ended_at, service.child.log)
             service.child.stop(seconds=1)
             service.child = service.start()
+
+    def _count_end(self, name: str, what: str, ended_at: list[float], log: Path) -> None:
+        now = time.monotonic()
+        ended_at[:] = [at for at in ended_at if now - at < RESTART_WINDOW_SECONDS] + [now]
+        if len(ended_at) > RESTARTS_ALLOWED:
+            raise ChildFailedError(name, f"ended {len(ended_at)} times", log)
+        self.say(f"{name} {what}; starting it again ({len(ended_at)} of {RESTARTS_ALLOWED})")
 
     def stop(self) -> None:
         """Stop what was started here, the last first."""
@@ -266,14 +275,22 @@ def running_warehouse(settings: Settings) -> Generator[Settings]:
 
     A server that runs already, or that `UHO_POSTGRES_URL` names, is used and left running.
     """
+    with _running_server(settings) as (running, _):
+        yield running
+
+
+@contextmanager
+def _running_server(settings: Settings) -> Generator[tuple[Settings, EmbeddedPostgres | None]]:
+    """Have Postgres run, as `running_warehouse` says; yield the embedded server too, None where another one is used."""
     settings.home.mkdir(parents=True, exist_ok=True)
     with ExitStack() as exits:
+        server = None
         if settings.postgres_url is None:
             server = exits.enter_context(EmbeddedPostgres(settings.home))
             settings = settings.model_copy(update={"postgres_url": SecretStr(server.url("uho"))})
         assert settings.postgres_url is not None  # noqa: S101 - it was filled in above
         migrate(settings.postgres_url.get_secret_value())
-        yield settings
+        yield settings, server
 
 
 @contextmanager
@@ -283,12 +300,11 @@ def backing_services(settings: Settings, say: Callable[[str], None], *, sidecar:
     What runs already (of a `uho up` beside this, or the Postgres of `UHO_POSTGRES_URL`) is used and left running; what
     is started here is stopped on leaving.
     """
-    embedded = settings.postgres_url is None
     with ExitStack() as exits:
-        settings = exits.enter_context(running_warehouse(settings))
+        settings, server = exits.enter_context(_running_server(settings))
         assert settings.postgres_url is not None  # noqa: S101 - it runs
         warehouse = settings.postgres_url.get_secret_value()
-        dagster_storage = EmbeddedPostgres(settings.home).url("dagster") if embedded else warehouse
+        dagster_storage = server.url("dagster") if server is not None else warehouse
         settings, node_port = with_simulated_node(settings)
         dagster_storage = os.environ.get("UHO_DAGSTER_POSTGRES_URL") or dagster_storage
         scheme, rest = dagster_storage.split("://", 1)
@@ -301,7 +317,7 @@ def backing_services(settings: Settings, say: Callable[[str], None], *, sidecar:
             "UHO_DAGSTER_POSTGRES_URL": f"{'postgresql+psycopg2' if '+' not in scheme else scheme}://{rest}",
             "PYTHONUNBUFFERED": "1",
         }
-        stack = Stack(settings, environment, say)
+        stack = Stack(settings, environment, say, postgres=server)
         exits.callback(stack.stop)
         if sidecar and not sidecar_answers(settings.sidecar_url):
             stack.add("sidecar", lambda: start_sidecar(settings))
