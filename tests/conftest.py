@@ -1,5 +1,6 @@
 """Servers that several test modules use."""
 
+import os
 import shutil
 import signal
 import tempfile
@@ -12,6 +13,9 @@ from psycopg import sql
 
 from uho_pipelines.runtime.postgres import EmbeddedPostgres
 from uho_pipelines.warehouse import connect, migrate
+
+# A width that somebody exported (readline does, to the processes that it starts) would cut what commands say.
+os.environ.pop("COLUMNS", None)
 
 # A shell's background job ignores SIGINT; Dagster then makes SIGTERM the same, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
