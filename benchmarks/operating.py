@@ -20,7 +20,7 @@ from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus, RunsFil
 from solders.pubkey import Pubkey
 
 from benchmarks.measuring import cpu_seconds, resident_bytes
-from uho_pipelines.assets import ARCHIVE_POOL, POOL_LIMITS
+from uho_pipelines.assets import ARCHIVE_POOL
 from uho_pipelines.definitions import build_definitions
 from uho_pipelines.graphql import BackfillProgress, ask, backfill_progress
 from uho_pipelines.people import USER_TAG
@@ -269,7 +269,7 @@ def measure(home: Path, programs: int, chunks: int, ports: tuple[int, int, int],
             after_launch = memory(stack)
             say("cancelling it")
             cancelled = cancel(stack, instance, backfill)
-            instance.event_log_storage.set_concurrency_slots(ARCHIVE_POOL, POOL_LIMITS[ARCHIVE_POOL])
+            instance.event_log_storage.set_concurrency_slots(ARCHIVE_POOL, stack.settings.archive_streams)
             say(f"three people, {len(readable)} chunks")
             since, daemon = time.time(), cpu_seconds(service_pid(stack, "daemon"))
             half, quarter = len(readable) // 2, len(readable) // 4

@@ -115,5 +115,5 @@ def simulated_node(archive: Path, faults: Sequence[str] = (), *, seed: int = 1) 
         yield f"http://{json.loads(process.stdout.readline())['listening']}"
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
         process.stdout.close()

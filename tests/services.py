@@ -87,7 +87,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 120, pause: float = 0.02) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 600, pause: float = 0.02) -> Any:
     """Return what `condition` returns once it is true, asked every `pause` seconds; fail saying `what` did not come."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -122,7 +122,7 @@ class Sidecar:
         """End it at once."""
         if self.process is not None:
             self.process.send_signal(how)
-            self.process.wait(20)
+            self.process.wait(60)
             assert self.process.stdout is not None
             self.process.stdout.close()
             self.process = None

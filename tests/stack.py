@@ -62,7 +62,7 @@ class Dagster:
         wait_until(
             lambda: "Ctrl-C stops everything" in self.log.read_text() or up.poll() is not None,
             "uho up",
-            seconds=240,
+            seconds=600,
             pause=0.5,
         )
         assert up.poll() is None, self.log.read_text()
@@ -107,6 +107,14 @@ class Dagster:
         """Return the runs that have all of these tags (`__` stands for `/`)."""
         wanted = [{"key": key.replace("__", "/"), "value": value} for key, value in tags.items()]
         return ask(self.url, RUNS, {"filter": {"tags": wanted}})["runsOrError"]["results"]
+
+    def sidecar_jobs(self) -> int:
+        """Return how many jobs the sidecar has under way."""
+        secret = (self.home / "secrets" / "sidecar").read_text().strip()
+        address = self.environment["UHO_SIDECAR_URL"]
+        text = requests.get(f"{address}/metrics", headers={"Authorization": f"Bearer {secret}"}, timeout=60).text
+        (line,) = [line for line in text.splitlines() if 'jobs{state="running"}' in line]
+        return int(float(line.rsplit(" ", 1)[1]))
 
     def query(self, text: str) -> list[tuple[Any, ...]]:
         """Ask the warehouse."""

@@ -70,7 +70,7 @@ def make_settings(home: Path, sidecar_url: str = "http://127.0.0.1:9", **changes
         "home": home,
         "sidecar_url": sidecar_url,
         "sidecar_secret": "secret",
-        "sidecar_stall_seconds": 5.0,
+        "sidecar_stall_seconds": 60.0,
         "disk_reserve_bytes": 0,
         "networks": {"sim": network},
     }

@@ -1,11 +1,13 @@
 """The assets, materialized in this process: a made-up sidecar, a real Postgres, real runs."""
 
 import json
+from urllib.parse import urlsplit
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run_iterator
+from pydantic import SecretStr
 from streams import (
     CHUNK_SLOTS,
     IDL,
@@ -20,13 +22,14 @@ from streams import (
     stream_of,
 )
 
-from uho_pipelines import assets, materialization
+from uho_pipelines import assets, materialization, retries
 from uho_pipelines.assets import events_key, idl_key, records_key
 from uho_pipelines.chunks import Chunk
 from uho_pipelines.definitions import build_definitions
 from uho_pipelines.lake import Lake
 from uho_pipelines.registry import load_registry
 from uho_pipelines.warehouse import connect
+from uho_pipelines.warehouse.connection import WarehouseUnreachableError
 
 ALPHA, BETA = program_id("alpha"), program_id("beta")
 CHUNK = Chunk(CHUNK_SLOTS, CHUNK_SLOTS)
@@ -250,7 +253,7 @@ def test_a_fault_that_will_not_pass_is_not_tried_again(run, programs, sidecar, w
     )
     outcome = run(records_key(programs["alpha"]))
     assert len(sidecar.requests) == 1
-    assert "cid_mismatch: offset 7" in outcome.failures[0]
+    assert "cid_mismatch: offset 7\nThis does not pass by itself, so it was not tried again" in outcome.failures[0]
     assert rows(warehouse, "SELECT records_state, records_error FROM uho.chunk") == [
         ("failed", "cid_mismatch: offset 7")
     ]
@@ -260,7 +263,26 @@ def test_an_archive_that_always_breaks_is_given_up(run, programs, sidecar):
     sidecar.answer = lambda body: Answer(stream_of(body).messages[:2])
     outcome = run(records_key(programs["alpha"]))
     assert "stream_cut_short" in outcome.failures[0]
+    assert "This can pass, but did not" in outcome.failures[0]
     assert len(sidecar.requests) == materialization.STREAM_ATTEMPTS
+
+
+def test_a_warehouse_that_restarts_is_asked_again_and_one_that_refuses_us_is_not(programs, settings, monkeypatch):
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    url = settings.postgres_url.get_secret_value()
+    for wrong, notices, told in (
+        (url.replace(urlsplit(url).password, "hunter2"), 0, "This does not pass by itself"),
+        (f"postgresql://uho@/uho?host={settings.home}", retries.POSTGRES_ATTEMPTS - 1, "This can pass, but did not"),
+    ):
+        heard = []
+        reporter = materialization.Reporter(notice=heard.append)
+        elsewhere = settings.model_copy(update={"postgres_url": SecretStr(wrong)})
+        with pytest.raises(WarehouseUnreachableError) as caught:
+            materialization.read_records(elsewhere, [programs["alpha"]], CHUNK, reporter)
+        assert len(heard) == notices
+        assert all("Postgres ended a connection (the warehouse at" in notice for notice in heard)
+        assert caught.value.__notes__[0].startswith(told)
+        assert "hunter2" not in "".join(heard) + str(caught.value)
 
 
 def test_kept_parts_that_differ_make_the_chunk_start_over_and_say_so(run, programs, sidecar):
@@ -419,7 +441,7 @@ def test_a_cancelled_run_ends_the_sidecars_job_and_keeps_what_was_kept(programs,
     reporter = materialization.Reporter(progress=cancel)
     with pytest.raises(Cancelled):
         materialization.read_records(settings, [programs["alpha"]], CHUNK, reporter)
-    assert sidecar.client_left.wait(5)
+    assert sidecar.client_left.wait(60)
     assert Lake(settings).chunk(programs["alpha"], CHUNK).manifest().position == 120
     assert rows(warehouse, "SELECT records_state, records_error FROM uho.chunk") == [("pending", None)]
 

@@ -63,7 +63,7 @@ def test_a_program_that_is_registered_appears_and_the_others_stay(dagster: Dagst
     done = subprocess.run(uho, env=dagster.environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Dagster reloads" in done.stdout
-    wait_until(lambda: partitions(dagster, "sim", "acme", "newcomer_events"), "its assets", seconds=60, pause=0.5)
+    wait_until(lambda: partitions(dagster, "sim", "acme", "newcomer_events"), "its assets", pause=0.5)
     assert partitions(dagster, "sim", "demo", "orderbook_events") == before
 
 
@@ -75,20 +75,16 @@ def partition(run: dict[str, Any]) -> str:
 def test_a_new_epoch_brings_partitions_and_runs_by_itself_and_once_though_sensors_are_killed(dagster: Dagster) -> None:
     complete = "SELECT chunk_start FROM uho.chunk_status WHERE program = 'vault' AND status = 'proven' ORDER BY 1"
     first, second = FIRST_SLOT + CHUNK_SLOTS, FIRST_SLOT + 2 * CHUNK_SLOTS
-    wait_until(lambda: dagster.query(complete) == [(first,)], "the chunk of the first epoch", seconds=120, pause=0.5)
+    wait_until(lambda: dagster.query(complete) == [(first,)], "the chunk of the first epoch", pause=0.5)
     (dagster.home / "unpublished").rename(dagster.home / "sim" / "3")
     # Between what the sensors do: after the tip has moved and before the partitions are there, and again after the run
     # was requested.
     tip = "SELECT 1 FROM uho.network WHERE network = 'sim' AND tip = 4 * 432000"
-    wait_until(lambda: dagster.query(tip), "the tip moves", seconds=120, pause=0.05)
+    wait_until(lambda: dagster.query(tip), "the tip moves", pause=0.05)
     kill(dagster.child("dagster-daemon"))
-    wait_until(
-        lambda: len(dagster.runs(uho__follow="sim/demo/vault")) == 2, "a run is requested", seconds=180, pause=0.2
-    )
+    wait_until(lambda: len(dagster.runs(uho__follow="sim/demo/vault")) == 2, "a run is requested", pause=0.2)
     kill(dagster.child("dagster-daemon"))
-    wait_until(
-        lambda: dagster.query(complete) == [(first,), (second,)], "the chunk of the new epoch", seconds=180, pause=0.5
-    )
+    wait_until(lambda: dagster.query(complete) == [(first,), (second,)], "the chunk of the new epoch", pause=0.5)
     wait_until(
         lambda: [run["status"] for run in dagster.runs(uho__follow="sim/demo/vault")] == ["SUCCESS"] * 2,
         "both runs end",
@@ -109,7 +105,6 @@ def test_a_person_starts_one_backfill_in_five_minutes_and_is_named(dagster: Dags
         wait_until(
             lambda backfill=backfill: backfill_progress(dagster.url, backfill["backfillId"]).ended,
             "end",
-            seconds=120,
             pause=0.5,
         )
         tags = ask(dagster.url, BACKFILL_TAGS, {"id": backfill["backfillId"]})["partitionBackfillOrError"]["tags"]
@@ -129,11 +124,9 @@ def test_the_job_for_slots_backfills_what_is_missing_in_a_range(dagster: Dagster
     params = {"selector": selector, "runConfigData": config, "mode": "default"}
     launched = dagster.as_user("carol", LAUNCH_RUN, {"params": params})["launchPipelineExecution"]
     assert launched["__typename"] == "LaunchRunSuccess", launched
-    wait_until(
-        lambda: len(dagster.runs(uho__user="carol")) == 2, "the job's run and its backfill's", seconds=120, pause=0.5
-    )
+    wait_until(lambda: len(dagster.runs(uho__user="carol")) == 2, "the job's run and its backfill's", pause=0.5)
     complete = "SELECT count(*) FROM uho.chunk_status WHERE program = 'orderbook' AND status = 'proven'"
-    wait_until(lambda: dagster.query(complete) == [(3,)], "the third chunk", seconds=120, pause=0.5)
+    wait_until(lambda: dagster.query(complete) == [(3,)], "the third chunk", pause=0.5)
     job, of_backfill = sorted(dagster.runs(uho__user="carol"), key=lambda run: run["jobName"] != "backfill_slots")
     assert job["jobName"] == "backfill_slots"
     assert partition(of_backfill) == KEYS[2], "the first two were complete"

@@ -51,7 +51,7 @@ def answers(server):
         return False
 
 
-def eventually(condition, seconds=20):
+def eventually(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"

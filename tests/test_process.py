@@ -23,7 +23,7 @@ def lives(pid: int) -> bool:
         return False
 
 
-def eventually(condition, seconds=10):
+def eventually(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -49,20 +49,20 @@ def start(tmp_path):
 def test_a_child_has_a_session_its_folder_and_only_its_environment(start, tmp_path):
     code = "import os; print(os.getcwd(), os.getsid(0) == os.getpid(), sorted(os.environ), os.read(0, 1))"
     child = start(sys.executable, "-c", code, environment={"ONLY": "this", "LC_CTYPE": "C"})
-    assert child.process.wait(10) == 0
+    assert child.process.wait(60) == 0
     assert child.log.read_text() == f"{tmp_path} True ['LC_CTYPE', 'ONLY'] b''\n"
 
 
 def test_both_outputs_are_appended_to_the_log(start):
     code = "import sys; print('out', flush=True); print('err', file=sys.stderr)"
     for _ in range(2):
-        start(sys.executable, "-c", code).process.wait(10)
+        start(sys.executable, "-c", code).process.wait(60)
     assert start(sys.executable, "-c", "").log.read_text() == "out\nerr\nout\nerr\n"
 
 
 def test_a_child_that_is_ready_goes_on(start):
     child = start(*SLEEPER)
-    child.wait_until_ready(lambda: "up" in child.log.read_text(), seconds=10)
+    child.wait_until_ready(lambda: "up" in child.log.read_text(), seconds=60)
     assert child.process.poll() is None
 
 
@@ -71,7 +71,7 @@ def test_a_child_that_ends_while_starting_says_its_last_lines(start):
         sys.executable, "-c", "print(*range(100), sep='\\n'); print('https://me:hush@host'); raise SystemExit(7)"
     )
     with pytest.raises(ChildFailedError, match="child ended with exit code 7 while starting") as caught:
-        child.wait_until_ready(lambda: False, seconds=10)
+        child.wait_until_ready(lambda: False, seconds=60)
     assert str(caught.value).endswith("\n    98\n    99\n    https://***@host")
     assert str(child.log) in str(caught.value)
 
@@ -124,7 +124,7 @@ time.sleep({60 if alive else 0})
     eventually(lambda: child.log.read_text().endswith("\n"))
     grandchild = int(child.log.read_text())
     if not alive:
-        child.process.wait(10)
+        child.process.wait(60)
     assert lives(grandchild)
     child.stop()
     eventually(lambda: not lives(grandchild))
@@ -137,7 +137,7 @@ from pathlib import Path
 from uho_pipelines.runtime.process import start_child
 command = {SLEEPER!r}
 child = start_child("child", command, environment=os.environ, log=Path("child.log"), folder=Path.cwd())
-child.wait_until_ready(lambda: "up" in child.log.read_text(), seconds=10)
+child.wait_until_ready(lambda: "up" in child.log.read_text(), seconds=60)
 print(child.process.pid, flush=True)
 time.sleep(60)
 """

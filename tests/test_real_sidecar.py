@@ -68,7 +68,7 @@ def settings(archive, postgres, tmp_path_factory):
         )
     finally:
         sidecar.terminate()
-        sidecar.wait(10)
+        sidecar.wait(60)
 
 
 @pytest.fixture(scope="module")

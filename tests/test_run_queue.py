@@ -1,7 +1,7 @@
 """Whose run is next: Dagster's own queue decides, over runs that our coordinator put in their places."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import dagster as dg
@@ -15,11 +15,11 @@ from dagster._core.test_utils import instance_for_test
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 from services import fresh_database
 
+from uho_pipelines.assets import set_pool_limits
 from uho_pipelines.people import USER_TAG
 from uho_pipelines.run_queue import CLASS_TAG, PLACE_TAG
-
-PROJECT = Path(__file__).resolve().parent.parent
-
+from uho_pipelines.runtime.stack import dagster_home
+from uho_pipelines.settings import load_settings
 
 ORIGIN = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("uho_pipelines"), "repository"), "chunk")
 
@@ -88,19 +88,29 @@ class Queue:
         self.instance.report_dagster_event(event, run_id)
 
 
-@pytest.fixture
-def queue(monkeypatch, tmp_path, postgres) -> Iterator[Queue]:
+@contextmanager
+def queue_of(monkeypatch, tmp_path, postgres) -> Iterator[Queue]:
+    """The queue as `uho up` configures it."""
     monkeypatch.setenv("UHO_HOME", str(tmp_path))
+    # What started counts for its pool until it claims a slot, but only for so long; the runs here never claim one.
+    monkeypatch.setenv("DAGSTER_OP_CONCURRENCY_KEYS_ALLOTTED_FOR_STARTED_RUN_SECONDS", "3600")
     monkeypatch.setenv("UHO_USER_PRIORITIES", '{"chief": 5}')
     monkeypatch.setenv("UHO_PROGRAM_PRIORITIES", '{"sim/demo/vault": 3}')
-    configured = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
+    configured = yaml.safe_load((dagster_home(load_settings()) / "dagster.yaml").read_text())
     url = fresh_database(postgres, "run_queue").replace("postgresql://", "postgresql+psycopg2://")
     overrides = {
         **{key: configured[key] for key in ("storage", "run_coordinator", "concurrency")},
     }
     monkeypatch.setenv("UHO_DAGSTER_POSTGRES_URL", url)
     with instance_for_test(overrides=overrides) as instance:
+        set_pool_limits(instance, load_settings())
         yield Queue(instance)
+
+
+@pytest.fixture
+def queue(monkeypatch, tmp_path, postgres) -> Iterator[Queue]:
+    with queue_of(monkeypatch, tmp_path, postgres) as queue:
+        yield queue
 
 
 def rounds(queue: Queue, starts: int) -> Sequence[str]:
@@ -167,3 +177,15 @@ def test_a_run_that_waits_says_what_for(queue: Queue) -> None:
     assert queue.run(waiting).tags[PLACE_TAG] == "6"
     (free,) = queue.submit("bob", 1)
     assert any("Nothing holds it up" in entry.message for entry in queue.instance.all_logs(free))
+
+
+def test_limits_are_settings(monkeypatch, tmp_path, postgres) -> None:
+    for name, value in (("RUNS_AT_ONCE", 5), ("RUNS_PER_PERSON", 2), ("ARCHIVE_STREAMS", 3), ("WAREHOUSE_WRITERS", 1)):
+        monkeypatch.setenv(f"UHO_{name}", str(value))
+    with queue_of(monkeypatch, tmp_path, postgres) as queue:
+        for person in ("alice", "bob", "carol"):
+            queue.submit(person, 3)
+        queue.start()
+        assert sorted(queue.starts()) == ["alice", "alice", "bob", "bob", "carol"]
+        slots = queue.instance.event_log_storage.get_concurrency_info
+        assert {pool: slots(pool).slot_count for pool in ("archive", "warehouse")} == {"archive": 3, "warehouse": 1}

@@ -66,14 +66,14 @@ def test_uho_up_serves_the_project_and_leaves_nothing_behind(tmp_path: Path, end
     with log.open("wb") as output:
         up = subprocess.Popen([UHO, "up"], env=environment, stdout=output, stderr=output)
     try:
-        wait_until(lambda: "Ctrl-C stops everything" in log.read_text() or up.poll() is not None, 120)
+        wait_until(lambda: "Ctrl-C stops everything" in log.read_text() or up.poll() is not None, 600)
         assert f"http://127.0.0.1:{webserver}" in log.read_text()
         answer = requests.post(f"http://127.0.0.1:{webserver}/graphql", json={"query": ASSETS}, timeout=60).json()
         names = {"/".join(node["assetKey"]["path"]) for node in answer["data"]["assetNodes"]}
         assert {"sim/demo/vault_records", "sim/demo/vault_events", "sim/archive"} <= names
-        assert requests.get(f"http://127.0.0.1:{sidecar}/health", timeout=10).json()["status"] == "ok"
+        assert requests.get(f"http://127.0.0.1:{sidecar}/health", timeout=60).json()["status"] == "ok"
         assert len(processes_of(tmp_path)) >= 5
     finally:
         up.send_signal(ending)
-        up.wait(60)
-    wait_until(lambda: not processes_of(tmp_path), 30)
+        up.wait(120)
+    wait_until(lambda: not processes_of(tmp_path), 60)

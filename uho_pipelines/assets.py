@@ -49,9 +49,6 @@ ARCHIVE_POOL = "archive"
 WAREHOUSE_POOL = "warehouse"
 """Ops that write to Postgres claim a slot of this pool."""
 
-POOL_LIMITS = {ARCHIVE_POOL: 2, WAREHOUSE_POOL: 4}
-"""How many ops of a pool run at once. `dagster.yaml` cannot say it per pool: see `set_pool_limits`."""
-
 BACKFILL_TAG = "dagster/backfill"
 """The tag that names a run's backfill."""
 
@@ -231,7 +228,7 @@ def events_asset(
             outcome = load_events(settings, program, chunk, reporter, context.run.run_id)
         except ProgramHaltedError as error:
             raise dg.Failure(description=str(error), allow_retries=False) from None
-        check = outcome.verdict.result(key, SKIP_RATE)
+        check = outcome.verdict.result(key, SKIP_RATE, chunk)
         if outcome.result is None:
             yield check
             raise dg.Failure(
@@ -273,7 +270,7 @@ def integrity_check(
         chunk = parse_key(context.partition_key, settings.network(program.network).chunk_slots)
         job = job_of_run(context.run, context.instance, key, context.partition_key)
         outcome = check_chunk(settings, warehouse_url(settings), program, chunk, job, seed=config.seed)
-        return integrity(outcome).result(key, INTEGRITY)
+        return integrity(outcome).result(key, INTEGRITY, chunk)
 
     return check
 
@@ -309,9 +306,12 @@ def column_schema(program: Program) -> dg.TableSchema:
     return dg.TableSchema(columns=list(columns.values()))
 
 
-def set_pool_limits(instance: dg.DagsterInstance) -> None:
-    """Have the instance run at most `POOL_LIMITS` ops of each pool at once. Called where the stack is started."""
-    for pool, limit in POOL_LIMITS.items():
+def set_pool_limits(instance: dg.DagsterInstance, settings: Settings) -> None:
+    """Have the instance run at most so many ops of each pool at once as the settings say.
+
+    Called where the stack is started: `dagster.yaml` cannot say it per pool.
+    """
+    for pool, limit in ((ARCHIVE_POOL, settings.archive_streams), (WAREHOUSE_POOL, settings.warehouse_writers)):
         instance.event_log_storage.set_concurrency_slots(pool, limit)
 
 
@@ -325,7 +325,7 @@ def _records_events(outcome: RecordsOutcome, chunk: Chunk, failed: list[str]) ->
         failed.append(redact(f"{outcome.program.key}: {outcome.error}"))
         return
     verdict: Verdict = completeness(outcome.manifest.certificate, chunk)
-    check = verdict.result(key, COMPLETENESS)
+    check = verdict.result(key, COMPLETENESS, chunk)
     if verdict.blocks:
         yield check
         failed.append(f"{outcome.program.key}: {verdict.text}")
@@ -430,7 +430,7 @@ def _counts_metadata(outcome: EventsOutcome) -> dict[str, Any]:
         **({"instructions": counts.instructions.decoded} if counts.instructions.records else {}),
         "rows per event": counts.rows_by_event(),
         "undecodable": counts.undecodable,
-        "skip rate": counts.skip_rate,
+        "skip rate": round(counts.skip_rate, 4),
         "twins folded": counts.twins_folded,
         "failed left out": counts.failed_left_out,
         "foreign": counts.foreign,

@@ -170,7 +170,7 @@ def run_chunks(
 
 
 def _program_job(stack: Stack, program: Program) -> JobDefinition:
-    prepare_dagster(stack.environment)
+    prepare_dagster(stack.settings, stack.environment)
     return build_definitions(stack.settings).resolve_job_def(program.schema_name)
 
 

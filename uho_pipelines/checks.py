@@ -59,15 +59,16 @@ class Verdict:
         """Every finding, the errors first."""
         return " ".join([*self.errors, *self.warnings])
 
-    def result(self, asset: dg.AssetKey, name: str) -> dg.AssetCheckResult:
-        """Return the verdict as Dagster's check result."""
+    def result(self, asset: dg.AssetKey, name: str, chunk: Chunk | None = None) -> dg.AssetCheckResult:
+        """Return the verdict as Dagster's check result; of which `chunk`, its page says only in the metadata."""
+        place = {} if chunk is None else {"chunk": f"{chunk.key}, slots {chunk.start} to {chunk.end - 1} (inclusive)"}
         return dg.AssetCheckResult(
             asset_key=asset,
             check_name=name,
             passed=not self.errors and not self.warnings,
             severity=dg.AssetCheckSeverity.ERROR if self.errors else dg.AssetCheckSeverity.WARN,
             description=self.text or None,
-            metadata=self.metadata,
+            metadata={**place, **self.metadata},
         )
 
 
@@ -146,7 +147,7 @@ def skip_rate(counts: Counts, events: Mapping[str, str]) -> Verdict:
     total = counts.events_decoded + counts.events_undecodable
     verdict = Verdict(
         metadata={
-            "skip rate": counts.skip_rate,
+            "skip rate": round(counts.skip_rate, 4),
             "decoded": counts.events_decoded,
             "undecodable": counts.events_undecodable,
             "foreign": counts.foreign - counts.instructions.foreign,
@@ -217,7 +218,7 @@ def _instructions(counts: Counts, verdict: Verdict) -> None:
         "instructions of failed transactions left out": found.failed_left_out,
         "instructions short of accounts": found.short_of_accounts,
         "instructions with unknown accounts": found.unknown_accounts,
-        "instructions skip rate": found.skip_rate,
+        "instructions skip rate": round(found.skip_rate, 4),
     }
     if found.skip_rate > WARN_ABOVE:
         verdict.warnings.append(

@@ -16,7 +16,6 @@ from typing import Any
 
 import psycopg
 import uho_native
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from uho_pipelines.ahead import made_ahead
 from uho_pipelines.archive import ArchiveClient, ArchiveStreamError, Checkpoint, Done
@@ -36,6 +35,7 @@ from uho_pipelines.lake import (
 from uho_pipelines.parquet import EventFiles, event_files
 from uho_pipelines.redaction import redact
 from uho_pipelines.registry import Program
+from uho_pipelines.retries import GIVEN_UP, NOT_TRIED_AGAIN, postgres_again
 from uho_pipelines.settings import Settings
 from uho_pipelines.warehouse import Connection, LoadResult, chunk_load, connect, ensure_tables, read_plan
 from uho_pipelines.warehouse.indexes import IndexChanges, ensure_indexes
@@ -57,10 +57,6 @@ APPLICATION = "uho pipelines"
 STREAM_ATTEMPTS = 5
 """A stream that fails for a reason that can pass is begun again so many times without a new checkpoint in between."""
 
-LOAD_ATTEMPTS = 6
-"""A load that Postgres ends for a reason that can pass is done so many times in all, over about half a minute: so long
-a server takes to recover from its log."""
-
 RESTARTS = 2
 """A chunk starts over so often because what is read again differs; after that the archive is not to be trusted."""
 
@@ -74,12 +70,6 @@ DECODED_AHEAD = 3
 
 SPACE_MARGIN = 1.25
 """A chunk is estimated at so many times the bytes of the chunk before it."""
-
-PASSING_POSTGRES_ERRORS = (
-    psycopg.OperationalError,
-    psycopg.errors.DeadlockDetected,
-    psycopg.errors.SerializationFailure,
-)
 
 
 class WarehouseMissingError(UhoError):
@@ -96,9 +86,9 @@ class ProgramHaltedError(UhoError):
         self.program = program
         self.reason = reason
         super().__init__(
-            f"{program} is halted: {reason} Its records are still read and kept. Add the IDL version in force there to "
-            "program.yaml, which lifts the halt, and materialize the events again (`uho replay`); or, if that is how "
-            f"the program is, `uho clear-halt {program} --reason …`"
+            f"{program} is halted: {reason} Its records are still read and kept. That IDL version in program.yaml "
+            "lifts the halt: then materialize the events again (`uho replay` for many chunks). Or, if that is how the "
+            f"program is, `uho clear-halt {program} --reason …`"
         )
 
 
@@ -258,14 +248,8 @@ def load_events(
         AttemptFencedError: a later attempt owns the chunk.
         ProgramHaltedError: too few records decoded before, by the same IDL versions; nothing was begun.
     """
-    again = Retrying(
-        retry=retry_if_exception_type(PASSING_POSTGRES_ERRORS),
-        wait=wait_exponential_jitter(initial=1, max=20),
-        stop=stop_after_attempt(LOAD_ATTEMPTS),
-        before_sleep=lambda _: reporter.notice("Postgres ended the load; it is done again"),
-        reraise=True,
-    )
-    return again(_load_events_once, settings, program, chunk, reporter, job_id)
+    once = partial(_load_events_once, settings, program, chunk, reporter, job_id)
+    return postgres_again(once, "the load", reporter.notice)
 
 
 def _load_events_once(
@@ -359,7 +343,7 @@ class _Reading:
     def begin(self, *, start_over: bool) -> None:
         """Take over every program's chunk; what cannot be taken over is left to its outcome."""
         self.lake.require_space(self._estimate())
-        with connect(self.url, application_name=f"{APPLICATION} records {self.chunk.key}") as connection:
+        with self._connected() as connection:
             for key, outcome in self.outcomes.items():
                 self._guarded(key, partial(self._begin_attempt, connection, outcome))
         for key, attempt in self.attempts.items():
@@ -382,9 +366,15 @@ class _Reading:
             except ArchiveStreamError as error:
                 attempts_left = STREAM_ATTEMPTS if self.furthest > before else attempts_left - 1
                 if not error.can_pass or attempts_left <= 0:
+                    error.add_note(GIVEN_UP if error.can_pass else NOT_TRIED_AGAIN)
                     raise
                 self.reporter.notice(f"{error}; {attempts_left} more attempts, from slot {self._resume_slot()}")
                 time.sleep(min(30, 2 ** (STREAM_ATTEMPTS - attempts_left)))
+
+    def _connected(self) -> Connection:
+        """Connect to the ledger, with patience: a stream of an hour is not lost to a server that restarts."""
+        once = partial(connect, self.url, application_name=f"{APPLICATION} records {self.chunk.key}")
+        return postgres_again(once, "a connection", self.reporter.notice)
 
     def _begin_attempt(self, connection: Connection, outcome: RecordsOutcome) -> None:
         self.attempts[outcome.program.key] = begin_attempt(connection, outcome.program, self.chunk, "records")
@@ -447,7 +437,7 @@ class _Reading:
         elif isinstance(item, Done):
             manifest = writer.finish(item)
             certificate = manifest.certificate or {}
-            with connect(self.url, application_name=f"{APPLICATION} records {self.chunk.key}") as connection:
+            with self._connected() as connection:
                 finish_records(connection, writer.program, self.chunk, self.attempts[key], certificate)
             outcome.manifest = manifest
             outcome.seconds = time.monotonic() - self.started

@@ -25,7 +25,7 @@ def run_repair(settings: Settings, name: str, from_slot: int | None, to_slot: in
     program = load_registry(settings).program(name)
     outcomes: list[RepairOutcome] = []
     with backing_services(settings, console.print, sidecar=False) as stack:
-        prepare_dagster(stack.environment)
+        prepare_dagster(stack.settings, stack.environment)
         job = repair_job(stack.settings, [program], outcomes.append)
         config = {"program": program.key, "from_slot": from_slot, "to_slot": to_slot}
         with dg.DagsterInstance.from_config(stack.environment["DAGSTER_HOME"]) as instance:

@@ -168,6 +168,18 @@ class Settings(BaseSettings):
     """A person may start one backfill in so many seconds; 0: as often as they like. Counts where people are told
     apart."""
 
+    archive_streams: Annotated[int, Field(ge=1, le=64)] = 2
+    """So many chunks are read from archives at once; also the jobs that the sidecar of `uho up` takes."""
+
+    warehouse_writers: Annotated[int, Field(ge=1, le=64)] = 4
+    """So many chunks are loaded into Postgres at once."""
+
+    runs_at_once: Annotated[int, Field(ge=1, le=1_000)] = 8
+    """So many runs are under way at once: those that read and write, and room for what does neither."""
+
+    runs_per_person: Annotated[int, Field(ge=1, le=1_000)] = 4
+    """So many of them are of one person, where people are told apart."""
+
     user_priorities: dict[str, Annotated[int, Field(ge=-100, le=100)]] = Field(default_factory=dict)
     """The priority of a person's runs, `{"alice": 5}`; 0 for everybody else. Higher goes first, before all turns."""
 

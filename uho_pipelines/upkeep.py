@@ -183,7 +183,7 @@ def _check_after(context: dg.OpExecutionContext, program: Program, result: Repai
     """Return `skip_rate` of a chunk after its repair, on the materialization that it repaired."""
     key = events_key(program)
     verdict = skip_rate(result.after, events_by_discriminator(program))
-    check = verdict.result(key, SKIP_RATE)
+    check = verdict.result(key, SKIP_RATE, result.chunk)
     latest = context.instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=key, asset_partitions=[result.chunk.key]), limit=1
     ).records

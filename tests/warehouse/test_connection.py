@@ -34,7 +34,8 @@ def test_a_warehouse_that_does_not_answer_is_told_without_its_password(tmp_path)
     url = f"postgresql://uho:hunter2@/uho?host={tmp_path}"
     with pytest.raises(WarehouseUnreachableError, match="Start Postgres") as caught:
         connect(url, application_name="test")
-    assert isinstance(caught.value, psycopg.OperationalError), "it can pass, and is tried again as such"
+    assert isinstance(caught.value, psycopg.OperationalError)
+    assert caught.value.can_pass, "it is tried again"
     assert isinstance(caught.value, UhoError)
     assert_hidden(caught.value)
     with pytest.raises(WarehouseUnreachableError):
@@ -45,9 +46,13 @@ def test_a_refused_password_is_told_without_it(postgres):
     from urllib.parse import urlsplit
 
     password = urlsplit(postgres.url("uho")).password
-    with pytest.raises(WarehouseUnreachableError, match="password authentication failed") as caught:
+    with pytest.raises(WarehouseUnreachableError, match=r"refuses us: .*password authentication failed") as caught:
         connect(postgres.url("uho").replace(password, "hunter2"), application_name="test")
     assert_hidden(caught.value)
+    assert not caught.value.can_pass
+    with pytest.raises(WarehouseUnreachableError, match="Correct UHO_POSTGRES_URL") as caught:
+        connect(postgres.url("no_such_database"), application_name="test")
+    assert not caught.value.can_pass
 
 
 def test_a_session_is_told_what_it_needs_and_keeps_the_urls_own_options(warehouse):

@@ -296,7 +296,7 @@ def find_damage_in(url, program):
 
 def wait_for_a_lock(url):
     """Return once a session waits for a lock."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not rows(url, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
         assert time.monotonic() < deadline, "nobody waits for a lock"
         time.sleep(0.02)

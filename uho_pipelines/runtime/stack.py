@@ -170,7 +170,7 @@ def start_sidecar(settings: Settings) -> Child:
         if network.archive_url:
             command += ["--archive", f"{name}={network.archive_url}"]
     # glibc otherwise keeps an arena per thread: 132 MB and creeping after 15 jobs, against 81 MB and flat.
-    environment = {"MALLOC_ARENA_MAX": "2", **os.environ}
+    environment = {"MALLOC_ARENA_MAX": "2", "UHO_SIDECAR_MAX_JOBS": str(settings.archive_streams), **os.environ}
     if settings.sidecar_secret is not None:
         environment["UHO_SIDECAR_SECRET"] = settings.sidecar_secret.get_secret_value()
     else:
@@ -220,6 +220,10 @@ def dagster_home(settings: Settings) -> Path:
         "poll_interval_seconds": settings.worker_check_seconds,
         "free_slots_after_run_end_seconds": 2 * settings.worker_check_seconds,
     }
+    runs = document["concurrency"]["runs"]
+    runs["max_concurrent_runs"] = settings.runs_at_once
+    for limit in runs["tag_concurrency_limits"]:
+        limit["limit"] = settings.runs_per_person
     # Another `uho` may read it at this moment.
     written = folder / f"dagster.yaml.{os.getpid()}"
     written.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
@@ -253,6 +257,10 @@ def settings_environment(settings: Settings) -> dict[str, str]:
         "UHO_BACKFILL_START_SECONDS": str(settings.backfill_start_seconds),
         "UHO_WORKER_CHECK_SECONDS": str(settings.worker_check_seconds),
         "UHO_ARCHIVE_TIP_SECONDS": str(settings.archive_tip_seconds),
+        "UHO_ARCHIVE_STREAMS": str(settings.archive_streams),
+        "UHO_WAREHOUSE_WRITERS": str(settings.warehouse_writers),
+        "UHO_RUNS_AT_ONCE": str(settings.runs_at_once),
+        "UHO_RUNS_PER_PERSON": str(settings.runs_per_person),
         "UHO_USER_PRIORITIES": json.dumps(settings.user_priorities),
         "UHO_PROGRAM_PRIORITIES": json.dumps(settings.program_priorities),
         "UHO_RUN_RETENTION_DAYS": str(settings.run_retention_days),
@@ -355,12 +363,12 @@ def running_stack(settings: Settings, say: Callable[[str], None]) -> Generator[S
         if is_listening(port):
             raise PortTakenError(what, port, setting)
     with backing_services(settings, say) as stack:
-        prepare_dagster(stack.environment)
+        prepare_dagster(stack.settings, stack.environment)
         _start_dagster(stack)
         yield stack
 
 
-def prepare_dagster(environment: Mapping[str, str]) -> None:
+def prepare_dagster(settings: Settings, environment: Mapping[str, str]) -> None:
     """Make Dagster's own tables before several of its processes would at once, or migrate those of another version;
     set its pools' limits, and end the runs that a killed process left behind."""
     os.environ.update(environment)
@@ -375,7 +383,7 @@ def prepare_dagster(environment: Mapping[str, str]) -> None:
             # What `dagster instance migrate` does. It changes nothing where nothing is to be changed.
             instance.upgrade()
             version.write_text(dagster.__version__, encoding="ascii")
-        set_pool_limits(instance)
+        set_pool_limits(instance, settings)
         end_abandoned_runs(instance)
 
 

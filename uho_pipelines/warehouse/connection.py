@@ -43,16 +43,21 @@ class WarehouseUrlError(UhoError):
         )
 
 
+REFUSALS = ("password authentication failed", "no password supplied", "no pg_hba.conf entry", "does not exist")
+"""What Postgres says of credentials, roles and databases that it does not take. Its library tells no code of a refused
+connection; a server that speaks another language is tried again for half a minute before it is given up."""
+
+
 class WarehouseUnreachableError(UhoError, psycopg.OperationalError):
-    """The warehouse does not answer, or refuses us. A psycopg.OperationalError, since it can pass."""
+    """The warehouse does not answer, or refuses us: `can_pass` says whether trying again is worth while."""
 
     def __init__(self, url: str, reason: str) -> None:
         self.url = redact(url)
         self.reason = redact(reason)
-        super().__init__(
-            f"the warehouse at {self.url} cannot be reached: {self.reason}. Start Postgres (`uho up` does), or "
-            "correct UHO_POSTGRES_URL"
-        )
+        self.can_pass = not any(refusal in reason for refusal in REFUSALS)
+        what = "cannot be reached" if self.can_pass else "refuses us"
+        remedy = "Start Postgres (`uho up` does), or correct" if self.can_pass else "Correct"
+        super().__init__(f"the warehouse at {self.url} {what}: {self.reason}. {remedy} UHO_POSTGRES_URL")
 
 
 def connect(url: str, *, application_name: str) -> Connection:
