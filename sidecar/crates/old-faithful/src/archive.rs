@@ -9,10 +9,11 @@ use bytes::Bytes;
 use futures::Stream;
 
 use crate::bare;
-use crate::car::{CarFault, MAXIMUM_HEADER_BYTES, header_length};
+use crate::car::{CarFault, header_length};
+use crate::car_file::{BEGINNING_BYTES, CarFile, Opened, metadata_names};
 use crate::counters::Counters;
 use crate::error::ArchiveError;
-use crate::fetch::{Identity, Store};
+use crate::fetch::Store;
 use crate::index::{ListedBlock, SLOT_RANGES_BYTES, SlotIndex};
 use crate::lookup::LearnedTables;
 use crate::model::{BareScanRequest, SLOTS_PER_EPOCH, ScanEvent, ScanRequest};
@@ -74,9 +75,9 @@ pub struct Archive {
 #[derive(Debug)]
 pub(crate) struct EpochFiles {
     pub(crate) epoch: u64,
-    /// The CAR file, relative to the archive's base.
+    /// What messages call the CAR file.
     pub(crate) car: Arc<str>,
-    pub(crate) identity: Identity,
+    pub(crate) file: CarFile,
     pub(crate) index: EpochIndex,
 }
 
@@ -105,6 +106,21 @@ pub(crate) fn car_name(epoch: u64) -> String {
 /// The epoch's slot-ranges file, relative to the archive's base.
 pub(crate) fn index_name(epoch: u64) -> String {
     format!("{epoch}/epoch-{epoch}-slot-ranges.raw")
+}
+
+/// Where the sections of a CAR file begin.
+pub(crate) fn header_bytes(opened: &Opened) -> Result<u64, ArchiveError> {
+    let reason = match header_length(&opened.beginning) {
+        Ok(Some(length)) => return Ok(length as u64),
+        Ok(None) => "it ends inside its header",
+        Err(CarFault::Malformed(reason)) => reason,
+        Err(CarFault::TooLarge(_)) => "its header is too large",
+    };
+    Err(ArchiveError::CarMalformed {
+        car: Arc::clone(&opened.car.name),
+        offset: 0,
+        reason: reason.to_owned(),
+    })
 }
 
 impl Archive {
@@ -147,17 +163,17 @@ impl Archive {
                 absent = middle;
             }
         }
-        // The newest one may still be on its way: its index must fit its CAR file.
+        // The newest one may still be on its way: its index must fit its CAR file, and no piece of that be missing.
         match self.epoch(present).await {
             Ok(_) => Ok(Some((present + 1) * SLOTS_PER_EPOCH)),
-            Err(ArchiveError::IndexInvalid { .. } | ArchiveError::EpochNotFound { .. }) => {
+            Err(error) if error.may_be_on_its_way() => {
                 Ok((present > first_epoch).then_some(present * SLOTS_PER_EPOCH))
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Whether both files of an epoch are there and the index has its size.
+    /// Whether an epoch has a CAR file, or what describes its pieces, and an index, which has its size.
     async fn is_published(&self, epoch: u64) -> Result<bool, ArchiveError> {
         if epoch >= MAXIMUM_SLOT / SLOTS_PER_EPOCH {
             return Ok(false);
@@ -172,7 +188,16 @@ impl Archive {
             Some((_, identity)) => identity.size == SLOT_RANGES_BYTES as u64,
             None => self.has_older_indexes(epoch).await?,
         };
-        Ok(car.is_some() && whole)
+        Ok(whole && (car.is_some() || self.is_in_pieces(epoch).await?))
+    }
+
+    async fn is_in_pieces(&self, epoch: u64) -> Result<bool, ArchiveError> {
+        let [newer, older] = metadata_names(epoch);
+        let (newer, older) = futures::try_join!(
+            self.store.beginning(&newer, 1),
+            self.store.beginning(&older, 1)
+        )?;
+        Ok(newer.is_some() || older.is_some())
     }
 
     async fn has_older_indexes(&self, epoch: u64) -> Result<bool, ArchiveError> {
@@ -190,34 +215,22 @@ impl Archive {
     /// Opens an epoch: the CAR file's header and the whole slot-ranges file, or, where there is none, the older
     /// indexes.
     pub(crate) async fn epoch(&self, epoch: u64) -> Result<Arc<EpochFiles>, ArchiveError> {
-        let car: Arc<str> = car_name(epoch).into();
         let index = index_name(epoch);
-        let (header, ranges) = futures::try_join!(
-            self.store.beginning(&car, MAXIMUM_HEADER_BYTES as u64),
+        let (opened, ranges) = futures::try_join!(
+            CarFile::open(&self.store, epoch, BEGINNING_BYTES),
             self.store.beginning(&index, SLOT_RANGES_BYTES as u64)
         )?;
         let missing = |file: String| ArchiveError::EpochNotFound { epoch, file };
-        let (header, identity) = header.ok_or_else(|| missing(car.to_string()))?;
-        let malformed = |reason: String| ArchiveError::CarMalformed {
-            car: Arc::clone(&car),
-            offset: 0,
-            reason,
-        };
-        let header_bytes = match header_length(&header) {
-            Ok(Some(length)) => length as u64,
-            Ok(None) => return Err(malformed("it ends inside its header".to_owned())),
-            Err(CarFault::Malformed(reason)) => return Err(malformed(reason.to_owned())),
-            Err(CarFault::TooLarge(_)) => {
-                return Err(malformed("its header is too large".to_owned()));
-            }
-        };
+        let opened = opened.ok_or_else(|| missing(car_name(epoch)))?;
+        let header_bytes = header_bytes(&opened)?;
+        let file = opened.car;
+        let car = Arc::clone(&file.name);
         let Some((ranges, ranges_identity)) = ranges else {
-            let (store, name) = (&self.store, Arc::clone(&car));
-            let older = SlotToCid::open(store, epoch, name, identity.clone(), header_bytes).await?;
+            let older = SlotToCid::open(&self.store, epoch, file.clone(), header_bytes).await?;
             return Ok(Arc::new(EpochFiles {
                 epoch,
                 car,
-                identity,
+                file,
                 index: EpochIndex::SlotToCid(Box::new(older.ok_or_else(|| missing(index))?)),
             }));
         };
@@ -228,12 +241,12 @@ impl Archive {
                 ranges_identity.size
             )));
         }
-        let index = SlotIndex::parse(epoch, Bytes::from(ranges), header_bytes, identity.size)
+        let index = SlotIndex::parse(epoch, Bytes::from(ranges), header_bytes, file.bytes)
             .map_err(invalid)?;
         Ok(Arc::new(EpochFiles {
             epoch,
             car,
-            identity,
+            file,
             index: EpochIndex::SlotRanges(index),
         }))
     }

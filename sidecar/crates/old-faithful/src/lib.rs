@@ -58,6 +58,8 @@ mod assembler;
 mod bare;
 mod bincode;
 pub mod car;
+#[cfg(feature = "fetch")]
+mod car_file;
 pub mod cbor;
 mod certificate;
 pub mod compact;
@@ -76,6 +78,8 @@ mod matches;
 pub mod metadata;
 mod model;
 pub mod node;
+#[cfg(feature = "fetch")]
+pub mod pieces;
 #[cfg(feature = "fetch")]
 mod place;
 mod protobuf;

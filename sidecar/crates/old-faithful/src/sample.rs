@@ -13,8 +13,9 @@ use futures::{StreamExt, TryStreamExt};
 
 use crate::archive::{Archive, MAXIMUM_SLOT, car_name, index_name};
 use crate::car::SectionFeed;
+use crate::car_file::CarFile;
 use crate::error::ArchiveError;
-use crate::fetch::{Identity, RangeReader};
+use crate::fetch::RangeReader;
 use crate::filter::ProgramFilter;
 use crate::index::{ListedBlock, SLOT_RANGES_BYTES};
 use crate::model::{Block, Pubkey, SLOTS_PER_EPOCH, SlotRange, Verify};
@@ -48,8 +49,7 @@ pub struct Sampler {
 #[derive(Debug)]
 struct Part {
     epoch: u64,
-    car: Arc<str>,
-    identity: Identity,
+    car: CarFile,
     /// Slots of the range, and the bytes of their blocks.
     slots: Range<u64>,
     bytes: Range<u64>,
@@ -116,22 +116,21 @@ impl Archive {
         epoch: u64,
         range: SlotRange,
     ) -> Result<(Option<Part>, u64), ArchiveError> {
-        let car = car_name(epoch);
-        let Some((_, identity)) = self.store.beginning(&car, 1).await? else {
-            return Err(ArchiveError::EpochNotFound { epoch, file: car });
+        let Some(opened) = CarFile::open(&self.store, epoch, 1).await? else {
+            let file = car_name(epoch);
+            return Err(ArchiveError::EpochNotFound { epoch, file });
         };
         let first_slot = epoch * SLOTS_PER_EPOCH;
         let epoch_slots = first_slot..first_slot + SLOTS_PER_EPOCH;
         let slots = range.start.max(epoch_slots.start)..range.end.min(epoch_slots.end);
         let mut part = Part {
             epoch,
-            car: car.into(),
-            bytes: 0..identity.size,
-            identity,
+            bytes: 0..opened.car.bytes,
+            car: opened.car,
             slots,
             windows: HashMap::new(),
         };
-        let mut read = 1;
+        let mut read = opened.bytes_read;
         if part.slots == epoch_slots {
             // The file's header and its last nodes are less than a block of hundreds of thousands.
             return Ok((Some(part), read));
@@ -154,7 +153,7 @@ impl Archive {
         let (Some(first), Some(last)) = (first, last) else {
             return Ok((None, read));
         };
-        if last.end() < first.offset || last.end() > part.identity.size {
+        if last.end() < first.offset || last.end() > part.car.bytes {
             return Err(part.invalid(format!(
                 "the blocks of slots {} and {} are not in order within the CAR file",
                 first.slot, last.slot
@@ -262,26 +261,24 @@ impl Sampler {
         });
         scanner.restart();
         scanner.expect(listed.slot);
-        let mut bytes = RangeReader::new(
-            Arc::clone(&self.archive.store),
-            &part.car,
-            listed.offset..listed.end(),
-            Some(part.identity.clone()),
-        );
+        let car = &part.car.name;
+        let mut bytes = part
+            .car
+            .read(&self.archive.store, listed.offset..listed.end());
         let mut feed = SectionFeed::new(listed.offset);
         let mut block = None;
         while let Some(bytes) = bytes.next().await? {
             feed.push(bytes, |section| {
-                if let Some(whole) = scanner.section(&section, &part.car)? {
+                if let Some(whole) = scanner.section(&section, car)? {
                     block = Some(*whole);
                 }
                 Ok(())
             })
-            .map_err(|error| feed_error(&part.car, error))?;
+            .map_err(|error| feed_error(car, error))?;
         }
         self.bytes_read += u64::from(listed.length);
         let place = Place {
-            car: &part.car,
+            car,
             slot: Some(listed.slot),
             offset: listed.offset,
         };
@@ -360,7 +357,7 @@ impl Part {
                 length,
             };
             let follows = blocks.last().is_none_or(|last| last.end() <= offset);
-            if length > 0 && (!follows || block.end() > self.identity.size) {
+            if length > 0 && (!follows || block.end() > self.car.bytes) {
                 return Err(self.invalid(format!(
                     "slot {slot} begins before the one before it ends, or lies beyond the end of the CAR file"
                 )));

@@ -12,6 +12,7 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::sync::Mutex;
 
 use crate::car::uvarint;
+use crate::car_file::CarFile;
 use crate::compact::{Bucket, CompactHeader, MAXIMUM_HEADER_BYTES};
 use crate::dataframe::hash_matches;
 use crate::error::ArchiveError;
@@ -190,8 +191,7 @@ impl BlockPlace {
 #[derive(Debug)]
 pub(crate) struct SlotToCid {
     epoch: u64,
-    car: Arc<str>,
-    car_identity: Identity,
+    car: CarFile,
     /// Where the first block begins.
     header_bytes: u64,
     places: IndexFile,
@@ -206,8 +206,7 @@ impl SlotToCid {
     pub(crate) async fn open(
         store: &Arc<Store>,
         epoch: u64,
-        car: Arc<str>,
-        car_identity: Identity,
+        car: CarFile,
         header_bytes: u64,
     ) -> Result<Option<Self>, ArchiveError> {
         let root_file = root_name(epoch);
@@ -226,7 +225,6 @@ impl SlotToCid {
         let mut index = Self {
             epoch,
             car,
-            car_identity,
             header_bytes,
             places,
             listed: all_slots(&slots).await?,
@@ -310,12 +308,12 @@ impl SlotToCid {
             offset: u64::from_le_bytes([o0, o1, o2, o3, o4, o5, 0, 0]),
             bytes: u64::from(u32::from_le_bytes([s0, s1, s2, 0])),
         };
-        if place.offset < self.header_bytes || place.end() > self.car_identity.size {
+        if place.offset < self.header_bytes || place.end() > self.car.bytes {
             return Err(self.invalid(format!(
                 "a block's bytes {}..{} lie outside of the CAR file's {}",
                 place.offset,
                 place.end(),
-                self.car_identity.size
+                self.car.bytes
             )));
         }
         Ok(place)
@@ -345,11 +343,13 @@ impl SlotToCid {
 
     async fn slot_of_block(&self, cid: &Cid) -> Result<u64, ArchiveError> {
         let place = self.look_up(cid).await?;
-        let store = &self.places.store;
-        let identity = Some(self.car_identity.clone());
-        let section = read(store, &self.car, place.offset..place.end(), identity).await?;
+        let section = self
+            .car
+            .read(&self.places.store, place.offset..place.end())
+            .read_all()
+            .await?;
         let malformed = |reason: String| ArchiveError::CarMalformed {
-            car: Arc::clone(&self.car),
+            car: Arc::clone(&self.car.name),
             offset: place.offset,
             reason,
         };
