@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
+use sha2::{Digest, Sha256};
 
 use crate::bare;
 use crate::car::{CarFault, header_length};
@@ -16,12 +17,16 @@ use crate::error::ArchiveError;
 use crate::fetch::Store;
 use crate::index::{ListedBlock, SLOT_RANGES_BYTES, SlotIndex};
 use crate::lookup::LearnedTables;
+use crate::lookup_file;
 use crate::model::{BareScanRequest, SLOTS_PER_EPOCH, ScanEvent, ScanRequest};
 use crate::scan;
 use crate::slot_to_cid::{Names, SlotToCid, root_name};
 
 /// Slot numbers above this are refused: their epochs would not fit into 32 bits.
 pub(crate) const MAXIMUM_SLOT: u64 = SLOTS_PER_EPOCH * u32::MAX as u64;
+
+/// Epochs tried, from the newest on, until one can be compared with what was known of it before.
+const EPOCHS_COMPARED: usize = 3;
 
 /// How an archive is read. The defaults suit a mirror on the internet.
 #[derive(Debug, Clone)]
@@ -108,21 +113,6 @@ pub(crate) fn index_name(epoch: u64) -> String {
     format!("{epoch}/epoch-{epoch}-slot-ranges.raw")
 }
 
-/// Where the sections of a CAR file begin.
-pub(crate) fn header_bytes(opened: &Opened) -> Result<u64, ArchiveError> {
-    let reason = match header_length(&opened.beginning) {
-        Ok(Some(length)) => return Ok(length as u64),
-        Ok(None) => "it ends inside its header",
-        Err(CarFault::Malformed(reason)) => reason,
-        Err(CarFault::TooLarge(_)) => "its header is too large",
-    };
-    Err(ArchiveError::CarMalformed {
-        car: Arc::clone(&opened.car.name),
-        offset: 0,
-        reason: reason.to_owned(),
-    })
-}
-
 impl Archive {
     /// Opens the archive at `base`: an absolute path, `file:///path`, `http(s)://host[:port]/base`, or
     /// `s3://bucket/prefix` (region, endpoint and credentials from the environment, as AWS's tools read it). A folder must exist; nothing else is looked at yet. Redirects are followed on the same host only.
@@ -191,6 +181,73 @@ impl Archive {
         Ok(whole && (car.is_some() || self.is_in_pieces(epoch).await?))
     }
 
+    /// Where the sections of an epoch's CAR file begin.
+    pub(crate) fn header_bytes(&self, epoch: u64, opened: &Opened) -> Result<u64, ArchiveError> {
+        let reason = match header_length(&opened.beginning) {
+            Ok(Some(length)) => {
+                self.learned.opened(epoch, &opened.beginning[..length]);
+                return Ok(length as u64);
+            }
+            Ok(None) => "it ends inside its header",
+            Err(CarFault::Malformed(reason)) => reason,
+            Err(CarFault::TooLarge(_)) => "its header is too large",
+        };
+        Err(ArchiveError::CarMalformed {
+            car: Arc::clone(&opened.car.name),
+            offset: 0,
+            reason: reason.to_owned(),
+        })
+    }
+
+    /// How many (table, index) pairs of lookup tables scans of this archive learned so far.
+    pub fn learned_changes(&self) -> u64 {
+        self.learned.changes()
+    }
+
+    /// What scans of this archive learned of lookup tables, for [`restore_learned_tables`](Self::restore_learned_tables) in another process;
+    /// `None` when that is nothing. At most [`LEARNED_TABLES_BYTES_AT_MOST`](crate::LEARNED_TABLES_BYTES_AT_MOST).
+    pub fn learned_tables(&self, network: &str) -> Option<Vec<u8>> {
+        lookup_file::write(&self.learned, network)
+    }
+
+    /// Takes what [`learned_tables`](Self::learned_tables) of the same network and archive yielded before; how many tables that are. Bytes that
+    /// are damaged in any way are refused, and so are those of another archive: an epoch that they name must have the CAR header that it had.
+    /// The reason is for people.
+    pub async fn restore_learned_tables(
+        &self,
+        network: &str,
+        bytes: &[u8],
+    ) -> Result<usize, String> {
+        let contents = lookup_file::read(bytes, network)?;
+        let mut reason = "it names no epoch".to_owned();
+        for (epoch, hash) in contents.headers.iter().rev().take(EPOCHS_COMPARED) {
+            let opened = match CarFile::open(&self.store, *epoch, BEGINNING_BYTES).await {
+                Ok(Some(opened)) => opened,
+                Ok(None) => {
+                    reason = format!("the archive does not have epoch {epoch} any more");
+                    continue;
+                }
+                Err(error) => {
+                    reason = error.to_string();
+                    continue;
+                }
+            };
+            let header = header_length(&opened.beginning).ok().flatten();
+            let header = opened.beginning.get(..header.unwrap_or_default());
+            if Sha256::digest(header.unwrap_or_default()).as_slice() != hash {
+                return Err(format!(
+                    "it is of another archive: epoch {epoch} has another root"
+                ));
+            }
+            let tables = contents.tables.len();
+            self.learned.add(contents);
+            return Ok(tables);
+        }
+        Err(format!(
+            "it could not be compared with the archive: {reason}"
+        ))
+    }
+
     async fn is_in_pieces(&self, epoch: u64) -> Result<bool, ArchiveError> {
         let [newer, older] = metadata_names(epoch);
         let (newer, older) = futures::try_join!(
@@ -222,7 +279,7 @@ impl Archive {
         )?;
         let missing = |file: String| ArchiveError::EpochNotFound { epoch, file };
         let opened = opened.ok_or_else(|| missing(car_name(epoch)))?;
-        let header_bytes = header_bytes(&opened)?;
+        let header_bytes = self.header_bytes(epoch, &opened)?;
         let file = opened.car;
         let car = Arc::clone(&file.name);
         let Some((ranges, ranges_identity)) = ranges else {

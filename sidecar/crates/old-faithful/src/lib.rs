@@ -74,6 +74,8 @@ pub mod index;
 #[cfg(feature = "fetch")]
 mod lookup;
 #[cfg(feature = "fetch")]
+mod lookup_file;
+#[cfg(feature = "fetch")]
 mod matches;
 pub mod metadata;
 mod model;
@@ -103,6 +105,8 @@ pub use certificate::{BlockLink, Certificate, CertificateError, IndexKind, Progr
 #[cfg(feature = "fetch")]
 pub use counters::{Counter, Counters, RetryCause};
 pub use error::{ArchiveError, Malformed};
+#[cfg(feature = "fetch")]
+pub use lookup_file::LEARNED_TABLES_BYTES_AT_MOST;
 pub use metadata::{InnerInstruction, Metadata};
 pub use model::{
     BareScanRequest, Block, MatchedTransaction, Mention, Pubkey, SLOTS_PER_EPOCH, ScanEvent,

@@ -13,7 +13,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use crate::archive::{Archive, MAXIMUM_SLOT, car_name, index_name};
 use crate::car::SectionFeed;
-use crate::car_file::CarFile;
+use crate::car_file::{BEGINNING_BYTES, CarFile};
 use crate::error::ArchiveError;
 use crate::fetch::RangeReader;
 use crate::filter::ProgramFilter;
@@ -116,10 +116,11 @@ impl Archive {
         epoch: u64,
         range: SlotRange,
     ) -> Result<(Option<Part>, u64), ArchiveError> {
-        let Some(opened) = CarFile::open(&self.store, epoch, 1).await? else {
+        let Some(opened) = CarFile::open(&self.store, epoch, BEGINNING_BYTES).await? else {
             let file = car_name(epoch);
             return Err(ArchiveError::EpochNotFound { epoch, file });
         };
+        self.header_bytes(epoch, &opened)?;
         let first_slot = epoch * SLOTS_PER_EPOCH;
         let epoch_slots = first_slot..first_slot + SLOTS_PER_EPOCH;
         let slots = range.start.max(epoch_slots.start)..range.end.min(epoch_slots.end);
