@@ -57,6 +57,8 @@ mod assembler;
 #[cfg(feature = "fetch")]
 mod bare;
 mod bincode;
+#[cfg(feature = "fetch")]
+mod byte_search;
 pub mod car;
 #[cfg(feature = "fetch")]
 mod car_file;

@@ -6,7 +6,9 @@
 //! epoch, is read bucket by bucket: those of the blocks that are needed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::Mutex;
@@ -99,6 +101,8 @@ struct IndexFile {
     identity: Identity,
     header: CompactHeader,
     table: Vec<u8>,
+    /// Bytes read of it so far.
+    bytes_read: AtomicU64,
 }
 
 impl IndexFile {
@@ -137,6 +141,7 @@ impl IndexFile {
             identity,
             header,
             table: Vec::new(),
+            bytes_read: AtomicU64::new(beginning.len() as u64),
         };
         file.table = file.read(file.header.table_offset..table_end).await?;
         Ok(Some(file))
@@ -144,7 +149,10 @@ impl IndexFile {
 
     async fn read(&self, range: std::ops::Range<u64>) -> Result<Vec<u8>, ArchiveError> {
         let identity = Some(self.identity.clone());
-        read(&self.store, &self.name, range, identity).await
+        let bytes = read(&self.store, &self.name, range, identity).await?;
+        let count = bytes.len() as u64;
+        self.bytes_read.fetch_add(count, Ordering::Relaxed);
+        Ok(bytes)
     }
 
     fn bucket(&self, number: u32) -> Result<Bucket, ArchiveError> {
@@ -197,6 +205,8 @@ pub(crate) struct SlotToCid {
     places: IndexFile,
     /// Slots that have a block, ascending, and its CID.
     listed: Vec<(u64, Cid)>,
+    /// Bytes read so far, but for those of `places`.
+    bytes_read: AtomicU64,
     /// Places looked up, by position in `listed`.
     known: Mutex<BTreeMap<usize, BlockPlace>>,
 }
@@ -228,8 +238,11 @@ impl SlotToCid {
             header_bytes,
             places,
             listed: all_slots(&slots).await?,
+            bytes_read: AtomicU64::new(root.len() as u64),
             known: Mutex::default(),
         };
+        let of_slots = slots.bytes_read.into_inner();
+        index.bytes_read.fetch_add(of_slots, Ordering::Relaxed);
         index.remove_false_answers().await?;
         Ok(Some(index))
     }
@@ -261,6 +274,50 @@ impl SlotToCid {
 
     fn invalid(&self, reason: String) -> ArchiveError {
         invalid(self.epoch, &self.places.name, reason)
+    }
+
+    /// Bytes of the archive read so far.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed) + self.places.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Positions in `listed` of the blocks of `slots`.
+    pub(crate) fn positions(&self, slots: &Range<u64>) -> Range<usize> {
+        let before = |slot| self.listed.partition_point(|(listed, _)| *listed < slot);
+        before(slots.start)..before(slots.end)
+    }
+
+    pub(crate) fn slot_at(&self, at: usize) -> u64 {
+        self.listed.get(at).map_or(0, |(slot, _)| *slot)
+    }
+
+    /// Where the block at a position ends. Looked up alone.
+    pub(crate) async fn end_of(&self, at: usize) -> Result<u64, ArchiveError> {
+        let mut known = self.known.lock().await;
+        if let Some(place) = known.get(&at) {
+            return Ok(place.end());
+        }
+        if known.len() >= KEPT_PLACES {
+            known.clear();
+        }
+        let place = self.look_up(&self.listed[at].1).await?;
+        known.insert(at, place);
+        Ok(place.end())
+    }
+
+    /// Where the block at a position begins.
+    pub(crate) async fn start_of(&self, at: usize) -> Result<u64, ArchiveError> {
+        match at.checked_sub(1) {
+            Some(before) => self.end_of(before).await,
+            None => Ok(self.header_bytes),
+        }
+    }
+
+    pub(crate) fn out_of_order(&self, at: usize) -> ArchiveError {
+        let slot = self.slot_at(at);
+        self.invalid(format!(
+            "the block of slot {slot} does not lie between its neighbours"
+        ))
     }
 
     /// Where the Block section of a listed slot is. Those after it are looked up with it.
@@ -348,6 +405,8 @@ impl SlotToCid {
             .read(&self.places.store, place.offset..place.end())
             .read_all()
             .await?;
+        let count = section.len() as u64;
+        self.bytes_read.fetch_add(count, Ordering::Relaxed);
         let malformed = |reason: String| ArchiveError::CarMalformed {
             car: Arc::clone(&self.car.name),
             offset: place.offset,
