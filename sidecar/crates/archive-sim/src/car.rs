@@ -166,7 +166,7 @@ fn frame_in_style(
     }
 }
 
-fn header(root: &Cid) -> Vec<u8> {
+pub(crate) fn header(root: &Cid) -> Vec<u8> {
     let mut bytes = vec![58, 0xa2, 0x65];
     bytes.extend(b"roots");
     bytes.extend([0x81, 0xd8, 0x2a, 0x58, 0x25, 0x00]);
@@ -210,7 +210,7 @@ fn fnv_1a(bytes: &[u8]) -> u64 {
 }
 
 /// The text form of a CID: `b` and lower-case base32 without padding.
-pub(crate) fn cid_text(cid: &Cid) -> String {
+pub(crate) fn cid_text(cid: &[u8]) -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let mut text = String::from("b");
     let (mut buffer, mut bits) = (0_u32, 0);

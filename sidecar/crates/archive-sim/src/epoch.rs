@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::car::{CarWriter, Cid, cid_text};
+use crate::car::{self, CarWriter, Cid, cid_text};
 use crate::cbor::Node;
 use crate::compact::CompactIndex;
-use crate::plan::Indexes;
+use crate::pieces::{self, BlockEnd};
+use crate::plan::{Indexes, Pieces};
 use crate::{SLOTS_PER_EPOCH, SimError};
 
 /// A Subset links to the blocks of so many slots: an epoch has several, so that no reader counts on one.
@@ -21,6 +22,7 @@ pub(crate) struct Epoch {
     ranges: Vec<u8>,
     blocks: Vec<(u64, Cid)>,
     indexes: Indexes,
+    pub(crate) pieces: Option<Pieces>,
 }
 
 impl Epoch {
@@ -39,6 +41,7 @@ impl Epoch {
             ranges: vec![0; SLOTS_PER_EPOCH as usize * 12],
             blocks: Vec::new(),
             indexes,
+            pieces: None,
         })
     }
 
@@ -81,6 +84,15 @@ impl Epoch {
         if self.indexes != Indexes::Older {
             let name = format!("epoch-{}-slot-ranges.raw", self.number);
             fs::write(self.stem.with_file_name(name), &self.ranges)?;
+        }
+        if let Some(how) = self.pieces {
+            let ends: Vec<BlockEnd> = blocks
+                .iter()
+                .map(|(slot, cid)| (*slot, *cid, end_of(&self.ranges, *slot) as usize))
+                .collect();
+            let header_bytes = car::header(&root).len();
+            let car = self.stem.with_extension("car");
+            pieces::split(&car, self.number, header_bytes, &ends, how)?;
         }
         Ok(bytes)
     }
@@ -128,4 +140,13 @@ impl Epoch {
         }
         Ok(())
     }
+}
+
+/// Where the block of a slot ends in the CAR file, by the slot-ranges file.
+fn end_of(ranges: &[u8], slot: u64) -> u64 {
+    let at = (slot % SLOTS_PER_EPOCH) as usize * 12;
+    let (mut offset, mut length) = ([0; 8], [0; 4]);
+    offset.copy_from_slice(&ranges[at..at + 8]);
+    length.copy_from_slice(&ranges[at + 8..at + 12]);
+    u64::from_le_bytes(offset) + u64::from(u32::from_le_bytes(length))
 }

@@ -35,6 +35,7 @@ mod large;
 mod layouts;
 mod logs;
 mod metadata;
+mod pieces;
 mod plan;
 mod programs;
 mod rpc;
@@ -48,7 +49,7 @@ mod writer;
 
 pub use faults::{Fault, FaultKind, Meets};
 pub use large::{LARGE_CHUNK_SLOTS, LargePlan, LargeProgram, LargeSummary, write_large};
-pub use plan::{Indexes, MetadataFormat, Plan};
+pub use plan::{Indexes, MetadataFormat, Pieces, Plan, SplitTool};
 pub use rpc::{RpcFault, RpcFaultKind, RpcServer};
 pub use serve::Server;
 

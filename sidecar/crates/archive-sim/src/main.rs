@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use archive_sim::{
-    Fault, Indexes, LargePlan, MetadataFormat, Plan, RpcFault, RpcServer, Server, SimError, write,
-    write_large,
+    Fault, Indexes, LargePlan, MetadataFormat, Pieces, Plan, RpcFault, RpcServer, Server, SimError,
+    SplitTool, write, write_large,
 };
 use clap::{Args, Parser, Subcommand};
 
@@ -132,6 +132,12 @@ struct WriteArguments {
     /// Which indexes epochs come with.
     #[arg(long, value_enum, default_value_t)]
     indexes: Indexes,
+    /// Split each epoch's CAR file into pieces as this tool does, and leave the pieces and their metadata file only.
+    #[arg(long, value_enum, value_name = "TOOL")]
+    pieces: Option<SplitTool>,
+    /// Bytes of a piece: at most for faithful-cli, at least for data-prep.
+    #[arg(long, default_value_t = 1 << 20, requires = "pieces")]
+    piece_bytes: u64,
     /// So many of 100 nodes are encoded as only old files are.
     #[arg(long, default_value_t = Plan::default().unusual_percent)]
     unusual: u32,
@@ -160,6 +166,10 @@ impl WriteArguments {
             missing_metadata_percent: self.missing_metadata,
             metadata: self.metadata,
             indexes: self.indexes,
+            pieces: self.pieces.map(|tool| Pieces {
+                tool,
+                bytes: self.piece_bytes,
+            }),
             unusual_percent: self.unusual,
             frame_bytes: self.frame_bytes,
             layout_changes: self.layout_changes,

@@ -31,6 +31,25 @@ pub enum Indexes {
     Both,
 }
 
+/// Whose pieces a CAR file is split into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum SplitTool {
+    /// `faithful-cli split-car`: pieces of whole blocks, each closed by a Subset node of its own.
+    FaithfulCli,
+    /// `split-and-commp` of go-fil-dataprep: pieces that are cut between any two sections.
+    DataPrep,
+}
+
+/// How an epoch's CAR file is split into pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pieces {
+    /// Whose pieces they are.
+    pub tool: SplitTool,
+    /// Bytes of a piece: at most for faithful-cli, at least for go-fil-dataprep.
+    pub bytes: u64,
+}
+
 /// What [`crate::write`] writes. `Default` is the demo's archive: 24 chunks of 350 slots across the end of epoch 2, the
 /// sixth of them empty, and blocks on either side that prove the first chunk's head and the last chunk's tail.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -72,6 +91,8 @@ pub struct Plan {
     pub metadata: MetadataFormat,
     /// Which indexes epochs come with.
     pub indexes: Indexes,
+    /// Whether epochs come in pieces, without the CAR file itself.
+    pub pieces: Option<Pieces>,
 }
 
 /// Slots before the range, and after it, that may have blocks: 25 and 40.
@@ -124,6 +145,7 @@ impl Plan {
             layout_changes: None,
             metadata: MetadataFormat::default(),
             indexes: Indexes::default(),
+            pieces: None,
         }
     }
 
@@ -151,6 +173,9 @@ impl Plan {
         }
         if self.chunk_slots == 0 || self.frame_bytes == 0 {
             return refuse("chunk_slots and frame_bytes must be above 0");
+        }
+        if self.pieces.is_some_and(|pieces| pieces.bytes == 0) {
+            return refuse("pieces must have bytes");
         }
         if let Some((start, end)) = self.empty_slots
             && (start >= end || start <= self.from_slot || end >= self.to_slot)

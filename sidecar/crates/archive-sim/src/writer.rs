@@ -43,6 +43,7 @@ pub fn write(folder: &Path, plan: &Plan) -> Result<Summary, SimError> {
     let mut height = chain::FIRST_HEIGHT;
     for number in plan.from_slot / SLOTS_PER_EPOCH..=(plan.to_slot - 1) / SLOTS_PER_EPOCH {
         let mut epoch = Epoch::create(folder, number, plan.indexes)?;
+        epoch.pieces = plan.pieces;
         let first = (number * SLOTS_PER_EPOCH).max(plan.from_slot);
         for slot in first..((number + 1) * SLOTS_PER_EPOCH).min(plan.to_slot) {
             if chain::has_block(plan, slot) {

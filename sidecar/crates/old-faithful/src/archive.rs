@@ -7,20 +7,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
+use sha2::{Digest, Sha256};
 
 use crate::bare;
-use crate::car::{CarFault, MAXIMUM_HEADER_BYTES, header_length};
+use crate::car::{CarFault, header_length};
+use crate::car_file::{BEGINNING_BYTES, CarFile, Opened, metadata_names};
 use crate::counters::Counters;
 use crate::error::ArchiveError;
-use crate::fetch::{Identity, Store};
+use crate::fetch::Store;
 use crate::index::{ListedBlock, SLOT_RANGES_BYTES, SlotIndex};
 use crate::lookup::LearnedTables;
+use crate::lookup_file;
 use crate::model::{BareScanRequest, SLOTS_PER_EPOCH, ScanEvent, ScanRequest};
 use crate::scan;
 use crate::slot_to_cid::{Names, SlotToCid, root_name};
 
 /// Slot numbers above this are refused: their epochs would not fit into 32 bits.
 pub(crate) const MAXIMUM_SLOT: u64 = SLOTS_PER_EPOCH * u32::MAX as u64;
+
+/// Epochs tried, from the newest on, until one can be compared with what was known of it before.
+const EPOCHS_COMPARED: usize = 3;
 
 /// How an archive is read. The defaults suit a mirror on the internet.
 #[derive(Debug, Clone)]
@@ -74,9 +80,9 @@ pub struct Archive {
 #[derive(Debug)]
 pub(crate) struct EpochFiles {
     pub(crate) epoch: u64,
-    /// The CAR file, relative to the archive's base.
+    /// What messages call the CAR file.
     pub(crate) car: Arc<str>,
-    pub(crate) identity: Identity,
+    pub(crate) file: CarFile,
     pub(crate) index: EpochIndex,
 }
 
@@ -147,17 +153,17 @@ impl Archive {
                 absent = middle;
             }
         }
-        // The newest one may still be on its way: its index must fit its CAR file.
+        // The newest one may still be on its way: its index must fit its CAR file, and no piece of that be missing.
         match self.epoch(present).await {
             Ok(_) => Ok(Some((present + 1) * SLOTS_PER_EPOCH)),
-            Err(ArchiveError::IndexInvalid { .. } | ArchiveError::EpochNotFound { .. }) => {
+            Err(error) if error.may_be_on_its_way() => {
                 Ok((present > first_epoch).then_some(present * SLOTS_PER_EPOCH))
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Whether both files of an epoch are there and the index has its size.
+    /// Whether an epoch has a CAR file, or what describes its pieces, and an index, which has its size.
     async fn is_published(&self, epoch: u64) -> Result<bool, ArchiveError> {
         if epoch >= MAXIMUM_SLOT / SLOTS_PER_EPOCH {
             return Ok(false);
@@ -172,7 +178,83 @@ impl Archive {
             Some((_, identity)) => identity.size == SLOT_RANGES_BYTES as u64,
             None => self.has_older_indexes(epoch).await?,
         };
-        Ok(car.is_some() && whole)
+        Ok(whole && (car.is_some() || self.is_in_pieces(epoch).await?))
+    }
+
+    /// Where the sections of an epoch's CAR file begin.
+    pub(crate) fn header_bytes(&self, epoch: u64, opened: &Opened) -> Result<u64, ArchiveError> {
+        let reason = match header_length(&opened.beginning) {
+            Ok(Some(length)) => {
+                self.learned.opened(epoch, &opened.beginning[..length]);
+                return Ok(length as u64);
+            }
+            Ok(None) => "it ends inside its header",
+            Err(CarFault::Malformed(reason)) => reason,
+            Err(CarFault::TooLarge(_)) => "its header is too large",
+        };
+        Err(ArchiveError::CarMalformed {
+            car: Arc::clone(&opened.car.name),
+            offset: 0,
+            reason: reason.to_owned(),
+        })
+    }
+
+    /// How many (table, index) pairs of lookup tables scans of this archive learned so far.
+    pub fn learned_changes(&self) -> u64 {
+        self.learned.changes()
+    }
+
+    /// What scans of this archive learned of lookup tables, for [`restore_learned_tables`](Self::restore_learned_tables) in another process;
+    /// `None` when that is nothing. At most [`LEARNED_TABLES_BYTES_AT_MOST`](crate::LEARNED_TABLES_BYTES_AT_MOST).
+    pub fn learned_tables(&self, network: &str) -> Option<Vec<u8>> {
+        lookup_file::write(&self.learned, network)
+    }
+
+    /// Takes what [`learned_tables`](Self::learned_tables) of the same network and archive yielded before; how many tables that are. Bytes that
+    /// are damaged in any way are refused, and so are those of another archive: an epoch that they name must have the CAR header that it had.
+    /// The reason is for people.
+    pub async fn restore_learned_tables(
+        &self,
+        network: &str,
+        bytes: &[u8],
+    ) -> Result<usize, String> {
+        let contents = lookup_file::read(bytes, network)?;
+        let mut reason = "it names no epoch".to_owned();
+        for (epoch, hash) in contents.headers.iter().rev().take(EPOCHS_COMPARED) {
+            let opened = match CarFile::open(&self.store, *epoch, BEGINNING_BYTES).await {
+                Ok(Some(opened)) => opened,
+                Ok(None) => {
+                    reason = format!("the archive does not have epoch {epoch} any more");
+                    continue;
+                }
+                Err(error) => {
+                    reason = error.to_string();
+                    continue;
+                }
+            };
+            let header = header_length(&opened.beginning).ok().flatten();
+            let header = opened.beginning.get(..header.unwrap_or_default());
+            if Sha256::digest(header.unwrap_or_default()).as_slice() != hash {
+                return Err(format!(
+                    "it is of another archive: epoch {epoch} has another root"
+                ));
+            }
+            let tables = contents.tables.len();
+            self.learned.add(contents);
+            return Ok(tables);
+        }
+        Err(format!(
+            "it could not be compared with the archive: {reason}"
+        ))
+    }
+
+    async fn is_in_pieces(&self, epoch: u64) -> Result<bool, ArchiveError> {
+        let [newer, older] = metadata_names(epoch);
+        let (newer, older) = futures::try_join!(
+            self.store.beginning(&newer, 1),
+            self.store.beginning(&older, 1)
+        )?;
+        Ok(newer.is_some() || older.is_some())
     }
 
     async fn has_older_indexes(&self, epoch: u64) -> Result<bool, ArchiveError> {
@@ -190,34 +272,22 @@ impl Archive {
     /// Opens an epoch: the CAR file's header and the whole slot-ranges file, or, where there is none, the older
     /// indexes.
     pub(crate) async fn epoch(&self, epoch: u64) -> Result<Arc<EpochFiles>, ArchiveError> {
-        let car: Arc<str> = car_name(epoch).into();
         let index = index_name(epoch);
-        let (header, ranges) = futures::try_join!(
-            self.store.beginning(&car, MAXIMUM_HEADER_BYTES as u64),
+        let (opened, ranges) = futures::try_join!(
+            CarFile::open(&self.store, epoch, BEGINNING_BYTES),
             self.store.beginning(&index, SLOT_RANGES_BYTES as u64)
         )?;
         let missing = |file: String| ArchiveError::EpochNotFound { epoch, file };
-        let (header, identity) = header.ok_or_else(|| missing(car.to_string()))?;
-        let malformed = |reason: String| ArchiveError::CarMalformed {
-            car: Arc::clone(&car),
-            offset: 0,
-            reason,
-        };
-        let header_bytes = match header_length(&header) {
-            Ok(Some(length)) => length as u64,
-            Ok(None) => return Err(malformed("it ends inside its header".to_owned())),
-            Err(CarFault::Malformed(reason)) => return Err(malformed(reason.to_owned())),
-            Err(CarFault::TooLarge(_)) => {
-                return Err(malformed("its header is too large".to_owned()));
-            }
-        };
+        let opened = opened.ok_or_else(|| missing(car_name(epoch)))?;
+        let header_bytes = self.header_bytes(epoch, &opened)?;
+        let file = opened.car;
+        let car = Arc::clone(&file.name);
         let Some((ranges, ranges_identity)) = ranges else {
-            let (store, name) = (&self.store, Arc::clone(&car));
-            let older = SlotToCid::open(store, epoch, name, identity.clone(), header_bytes).await?;
+            let older = SlotToCid::open(&self.store, epoch, file.clone(), header_bytes).await?;
             return Ok(Arc::new(EpochFiles {
                 epoch,
                 car,
-                identity,
+                file,
                 index: EpochIndex::SlotToCid(Box::new(older.ok_or_else(|| missing(index))?)),
             }));
         };
@@ -228,12 +298,12 @@ impl Archive {
                 ranges_identity.size
             )));
         }
-        let index = SlotIndex::parse(epoch, Bytes::from(ranges), header_bytes, identity.size)
+        let index = SlotIndex::parse(epoch, Bytes::from(ranges), header_bytes, file.bytes)
             .map_err(invalid)?;
         Ok(Arc::new(EpochFiles {
             epoch,
             car,
-            identity,
+            file,
             index: EpochIndex::SlotRanges(index),
         }))
     }

@@ -50,6 +50,19 @@ pub enum ArchiveError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The epoch's CAR file is there in pieces only, and a piece or the file that describes them is not as it should be
+    /// (`pieces_invalid`).
+    #[error(
+        "epoch {epoch} cannot be read from its pieces, {file}: {reason}. Fetch the file again from where the pieces come from"
+    )]
+    PiecesInvalid {
+        /// The epoch.
+        epoch: u64,
+        /// The file at fault, relative to the archive's base.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Bytes that are no CAR header or section (`car_malformed`).
     #[error(
         "{car} is damaged at byte {offset}: {reason}. Fetch the file again, or use another mirror"
@@ -185,11 +198,21 @@ impl std::fmt::Display for Slot {
 }
 
 impl ArchiveError {
+    /// Whether an epoch whose files are still being published fails like this.
+    #[cfg(feature = "fetch")]
+    pub(crate) fn may_be_on_its_way(&self) -> bool {
+        matches!(
+            self,
+            Self::EpochNotFound { .. } | Self::IndexInvalid { .. } | Self::PiecesInvalid { .. }
+        )
+    }
+
     /// The stable code of the variant, in `snake_case`.
     pub fn code(&self) -> &'static str {
         match self {
             Self::EpochNotFound { .. } => "epoch_not_found",
             Self::IndexInvalid { .. } => "index_invalid",
+            Self::PiecesInvalid { .. } => "pieces_invalid",
             Self::CarMalformed { .. } => "car_malformed",
             Self::NodeMalformed { .. } => "node_malformed",
             Self::CidMismatch { .. } => "cid_mismatch",

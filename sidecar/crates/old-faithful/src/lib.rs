@@ -57,7 +57,11 @@ mod assembler;
 #[cfg(feature = "fetch")]
 mod bare;
 mod bincode;
+#[cfg(feature = "fetch")]
+mod byte_search;
 pub mod car;
+#[cfg(feature = "fetch")]
+mod car_file;
 pub mod cbor;
 mod certificate;
 pub mod compact;
@@ -72,10 +76,14 @@ pub mod index;
 #[cfg(feature = "fetch")]
 mod lookup;
 #[cfg(feature = "fetch")]
+mod lookup_file;
+#[cfg(feature = "fetch")]
 mod matches;
 pub mod metadata;
 mod model;
 pub mod node;
+#[cfg(feature = "fetch")]
+pub mod pieces;
 #[cfg(feature = "fetch")]
 mod place;
 mod protobuf;
@@ -99,6 +107,8 @@ pub use certificate::{BlockLink, Certificate, CertificateError, IndexKind, Progr
 #[cfg(feature = "fetch")]
 pub use counters::{Counter, Counters, RetryCause};
 pub use error::{ArchiveError, Malformed};
+#[cfg(feature = "fetch")]
+pub use lookup_file::LEARNED_TABLES_BYTES_AT_MOST;
 pub use metadata::{InnerInstruction, Metadata};
 pub use model::{
     BareScanRequest, Block, MatchedTransaction, Mention, Pubkey, SLOTS_PER_EPOCH, ScanEvent,

@@ -7,13 +7,16 @@
 //! dismissed has its metadata decompressed, and the keys themselves decide.
 
 use std::borrow::Borrow;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
-use std::sync::{PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use ahash::RandomState;
+use sha2::{Digest, Sha256};
 
 use crate::filter::{ProgramFilter, fingerprint};
+use crate::lookup_file::{Contents, Headers};
 use crate::model::Pubkey;
 use crate::wire::WireTransaction;
 
@@ -26,9 +29,12 @@ const TABLE_BYTES: usize = 160;
 /// Tables of one scanner, at most, of about 100 bytes each. Beyond it, all are taken from the archive's anew.
 const MAXIMUM_DISMISSED: usize = 20_000;
 
+/// Epochs whose CAR headers are remembered, at most: the newest.
+const MAXIMUM_HEADERS: usize = 1024;
+
 /// A bit for each index of a table.
-#[derive(Debug, Clone, Copy, Default)]
-struct Indexes([u64; 4]);
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Indexes([u64; 4]);
 
 impl Indexes {
     #[inline]
@@ -40,8 +46,24 @@ impl Indexes {
         self.0[usize::from(index >> 6)] |= 1 << (index & 63);
     }
 
+    pub(crate) fn to_bytes(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        for (eight, word) in bytes.chunks_exact_mut(8).zip(self.0) {
+            eight.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    pub(crate) fn from_bytes(bytes: [u8; 32]) -> Self {
+        let mut words = [0; 4];
+        for (word, eight) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = u64::from_le_bytes(*eight);
+        }
+        Self(words)
+    }
+
     /// All of them, in ascending order.
-    fn iter(self) -> impl Iterator<Item = u8> {
+    pub(crate) fn iter(self) -> impl Iterator<Item = u8> {
         (0_u8..).zip(self.0).flat_map(|(word, mut bits)| {
             std::iter::from_fn(move || {
                 let lowest = bits.checked_ilog2().map(|_| bits.trailing_zeros())?;
@@ -76,17 +98,99 @@ struct Part {
 
 /// The tables that an archive's scans learned.
 #[derive(Debug)]
-pub(crate) struct LearnedTables(Vec<RwLock<Part>>);
+pub(crate) struct LearnedTables {
+    parts: Vec<RwLock<Part>>,
+    /// How many (table, index) pairs were learned so far, those forgotten since included.
+    changes: AtomicU64,
+    /// The SHA-256 of the CAR header of each epoch that was opened: whose tables they are.
+    headers: Mutex<BTreeMap<u64, [u8; 32]>>,
+}
 
 impl Default for LearnedTables {
     fn default() -> Self {
-        Self((0..PARTS).map(|_| RwLock::default()).collect())
+        Self {
+            parts: (0..PARTS).map(|_| RwLock::default()).collect(),
+            changes: AtomicU64::new(0),
+            headers: Mutex::default(),
+        }
     }
 }
 
 impl LearnedTables {
     fn part(&self, table: &Pubkey) -> &RwLock<Part> {
-        &self.0[usize::from(table[31]) % PARTS]
+        &self.parts[usize::from(table[31]) % PARTS]
+    }
+
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    /// Notes an epoch that is read from now on. Where it has another header than before, the archive was replaced by another one, and what
+    /// was learned of that is forgotten.
+    pub(crate) fn opened(&self, epoch: u64, header: &[u8]) {
+        let hash = Sha256::digest(header).into();
+        let mut headers = self.headers.lock().unwrap_or_else(PoisonError::into_inner);
+        if headers
+            .insert(epoch, hash)
+            .is_some_and(|known| known != hash)
+        {
+            headers.clear();
+            headers.insert(epoch, hash);
+            for part in &self.parts {
+                *part.write().unwrap_or_else(PoisonError::into_inner) = Part::default();
+            }
+        }
+        if headers.len() > MAXIMUM_HEADERS {
+            headers.pop_first();
+        }
+    }
+
+    pub(crate) fn headers(&self) -> Headers {
+        let headers = self.headers.lock().unwrap_or_else(PoisonError::into_inner);
+        headers
+            .iter()
+            .map(|(epoch, hash)| (*epoch, *hash))
+            .collect()
+    }
+
+    /// Every table, by address.
+    pub(crate) fn tables(&self) -> Vec<(Pubkey, Indexes, Vec<u32>)> {
+        let mut all = Vec::new();
+        for part in &self.parts {
+            let part = part.read().unwrap_or_else(PoisonError::into_inner);
+            let tables = part.tables.iter();
+            all.extend(
+                tables.map(|(address, table)| (*address, table.known, table.fingerprints.clone())),
+            );
+        }
+        all.sort_unstable_by_key(|(address, ..)| *address);
+        all
+    }
+
+    /// Takes what another process learned of the same archive, as far as there is room. What is known already stays.
+    pub(crate) fn add(&self, contents: Contents) {
+        for (address, known, fingerprints) in contents.tables {
+            let part = self.part(&address).write();
+            let mut part = part.unwrap_or_else(PoisonError::into_inner);
+            if part.bytes > MAXIMUM_BYTES / PARTS || part.tables.contains_key(&address) {
+                continue;
+            }
+            part.bytes += TABLE_BYTES + fingerprints.len() * size_of::<u32>();
+            let pairs = fingerprints.len() as u64;
+            let table = Table {
+                known,
+                fingerprints,
+            };
+            part.tables.insert(address, table);
+            self.changes.fetch_add(pairs, Ordering::Relaxed);
+        }
+        let mut headers = self.headers.lock().unwrap_or_else(PoisonError::into_inner);
+        for (epoch, hash) in contents.headers {
+            headers.entry(epoch).or_insert(hash);
+        }
+        while headers.len() > MAXIMUM_HEADERS {
+            headers.pop_first();
+        }
     }
 
     /// Whether every key that the transaction loads was learned.
@@ -121,6 +225,7 @@ impl LearnedTables {
                 table.fingerprints.insert(place, fingerprint(key));
                 table.known.add(index);
                 *bytes += size_of::<u32>();
+                self.changes.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -257,7 +362,7 @@ mod tests {
             table[..4].copy_from_slice(&number.to_le_bytes());
             learned.learn(&table, all.iter().map(|(index, key)| (*index, key)));
             most = most.max(
-                learned.0[0]
+                learned.parts[0]
                     .read()
                     .unwrap_or_else(PoisonError::into_inner)
                     .bytes,

@@ -13,20 +13,24 @@ use futures::{StreamExt, TryStreamExt};
 
 use crate::archive::{Archive, MAXIMUM_SLOT, car_name, index_name};
 use crate::car::SectionFeed;
+use crate::car_file::{BEGINNING_BYTES, CarFile};
 use crate::error::ArchiveError;
-use crate::fetch::{Identity, RangeReader};
+use crate::fetch::RangeReader;
 use crate::filter::ProgramFilter;
 use crate::index::{ListedBlock, SLOT_RANGES_BYTES};
 use crate::model::{Block, Pubkey, SLOTS_PER_EPOCH, SlotRange, Verify};
 use crate::place::Place;
 use crate::scanner::BlockScanner;
 use crate::segment::feed_error;
+use crate::slot_to_cid::SlotToCid;
 
 /// Slots whose index entries are read at once: 24 KiB.
 const WINDOW_SLOTS: u64 = 2_048;
 const ENTRY_BYTES: u64 = 12;
 /// Epochs whose sizes are asked for at once.
 const EPOCHS_AT_ONCE: usize = 8;
+/// Epochs without slot-ranges of a range, at most: of each the older index of slots is read and kept whole, about 17 MB of a full one.
+const OLDER_EPOCHS: usize = 2;
 /// 2⁶⁴ divided by the golden ratio.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 /// After so many guesses by proportion, the search for a byte's block halves what is left at every other step.
@@ -48,12 +52,15 @@ pub struct Sampler {
 #[derive(Debug)]
 struct Part {
     epoch: u64,
-    car: Arc<str>,
-    identity: Identity,
+    car: CarFile,
+    header_bytes: u64,
+    has_slot_ranges: bool,
     /// Slots of the range, and the bytes of their blocks.
     slots: Range<u64>,
     bytes: Range<u64>,
-    /// The blocks of a window of the index, by its number in the epoch.
+    /// Where the epoch has no slot-ranges file.
+    older: Option<Box<SlotToCid>>,
+    /// The blocks of a window of the slot-ranges file, by its number in the epoch.
     windows: HashMap<u64, Vec<ListedBlock>>,
 }
 
@@ -89,13 +96,29 @@ impl Archive {
             });
         }
         let epochs = range.start / SLOTS_PER_EPOCH..=(range.end - 1) / SLOTS_PER_EPOCH;
-        let parts: Vec<(Option<Part>, u64)> = futures::stream::iter(epochs)
+        let parts: Vec<(Part, u64)> = futures::stream::iter(epochs)
             .map(|epoch| self.part(epoch, range))
             .buffered(EPOCHS_AT_ONCE)
             .try_collect()
             .await?;
-        let bytes_read = parts.iter().map(|(_, read)| read).sum();
-        let parts: Vec<Part> = parts.into_iter().filter_map(|(part, _)| part).collect();
+        let mut bytes_read = parts.iter().map(|(_, read)| read).sum();
+        let by_older = parts.iter().filter(|(part, _)| !part.has_slot_ranges);
+        let by_older: Vec<u64> = by_older.map(|(part, _)| part.epoch).collect();
+        if by_older.len() > OLDER_EPOCHS {
+            return Err(ArchiveError::Io {
+                file: format!("slots {}..{}", range.start, range.end),
+                reason: format!(
+                    "{} of its epochs have no slot-ranges file, from epoch {} on. By the older indexes an estimate reads about 20 MB of \
+                     each such epoch, so that it takes at most {OLDER_EPOCHS} of them: choose a shorter range",
+                    by_older.len(),
+                    by_older[0]
+                ),
+            });
+        }
+        let mut parts: Vec<Part> = parts.into_iter().map(|(part, _)| part).collect();
+        for part in &mut parts {
+            bytes_read += part.narrow(self).await?;
+        }
         Ok(Sampler {
             archive: self.clone(),
             filter: Arc::new(ProgramFilter::new(programs)),
@@ -110,58 +133,28 @@ impl Archive {
         })
     }
 
-    /// What `range` has of an epoch, and how many bytes were read to know it.
-    async fn part(
-        &self,
-        epoch: u64,
-        range: SlotRange,
-    ) -> Result<(Option<Part>, u64), ArchiveError> {
-        let car = car_name(epoch);
-        let Some((_, identity)) = self.store.beginning(&car, 1).await? else {
-            return Err(ArchiveError::EpochNotFound { epoch, file: car });
+    /// What `range` has of an epoch, all of its CAR file for now, and how many bytes were read to know it.
+    async fn part(&self, epoch: u64, range: SlotRange) -> Result<(Part, u64), ArchiveError> {
+        let Some(opened) = CarFile::open(&self.store, epoch, BEGINNING_BYTES).await? else {
+            let file = car_name(epoch);
+            return Err(ArchiveError::EpochNotFound { epoch, file });
         };
         let first_slot = epoch * SLOTS_PER_EPOCH;
         let epoch_slots = first_slot..first_slot + SLOTS_PER_EPOCH;
         let slots = range.start.max(epoch_slots.start)..range.end.min(epoch_slots.end);
-        let mut part = Part {
+        let header_bytes = self.header_bytes(epoch, &opened)?;
+        let index = self.store.beginning(&index_name(epoch), 1).await?;
+        let part = Part {
             epoch,
-            car: car.into(),
-            bytes: 0..identity.size,
-            identity,
+            header_bytes,
+            has_slot_ranges: index.is_some(),
+            bytes: 0..opened.car.bytes,
+            car: opened.car,
             slots,
+            older: None,
             windows: HashMap::new(),
         };
-        let mut read = 1;
-        if part.slots == epoch_slots {
-            // The file's header and its last nodes are less than a block of hundreds of thousands.
-            return Ok((Some(part), read));
-        }
-        let (mut first, mut last) = (None, None);
-        for number in part.window_numbers() {
-            read += part.load(self, number).await?;
-            first = part.blocks(number).next();
-            if first.is_some() {
-                break;
-            }
-        }
-        for number in part.window_numbers().rev() {
-            read += part.load(self, number).await?;
-            last = part.blocks(number).next_back();
-            if last.is_some() {
-                break;
-            }
-        }
-        let (Some(first), Some(last)) = (first, last) else {
-            return Ok((None, read));
-        };
-        if last.end() < first.offset || last.end() > part.identity.size {
-            return Err(part.invalid(format!(
-                "the blocks of slots {} and {} are not in order within the CAR file",
-                first.slot, last.slot
-            )));
-        }
-        part.bytes = first.offset..last.end();
-        Ok((Some(part), read))
+        Ok((part, opened.bytes_read + u64::from(index.is_some())))
     }
 }
 
@@ -173,7 +166,8 @@ impl Sampler {
 
     /// Bytes of the archive read so far, of indexes and blocks.
     pub fn bytes_read(&self) -> u64 {
-        self.bytes_read
+        let older = self.parts.iter().filter_map(|part| part.older.as_ref());
+        self.bytes_read + older.map(|older| older.bytes_read()).sum::<u64>()
     }
 
     /// Draws a byte and finds its block; `None` when the byte belongs to none, which is a draw as well: one without
@@ -205,6 +199,9 @@ impl Sampler {
         byte: u64,
     ) -> Result<Option<ListedBlock>, ArchiveError> {
         let part = &mut self.parts[number];
+        if let Some(older) = &part.older {
+            return older.block_at(&part.slots, part.bytes.clone(), byte).await;
+        }
         let (mut slots, mut bytes) = (part.slots.clone(), part.bytes.clone());
         let mut guesses = 0;
         while slots.start < slots.end {
@@ -262,26 +259,24 @@ impl Sampler {
         });
         scanner.restart();
         scanner.expect(listed.slot);
-        let mut bytes = RangeReader::new(
-            Arc::clone(&self.archive.store),
-            &part.car,
-            listed.offset..listed.end(),
-            Some(part.identity.clone()),
-        );
+        let car = &part.car.name;
+        let mut bytes = part
+            .car
+            .read(&self.archive.store, listed.offset..listed.end());
         let mut feed = SectionFeed::new(listed.offset);
         let mut block = None;
         while let Some(bytes) = bytes.next().await? {
             feed.push(bytes, |section| {
-                if let Some(whole) = scanner.section(&section, &part.car)? {
+                if let Some(whole) = scanner.section(&section, car)? {
                     block = Some(*whole);
                 }
                 Ok(())
             })
-            .map_err(|error| feed_error(&part.car, error))?;
+            .map_err(|error| feed_error(car, error))?;
         }
         self.bytes_read += u64::from(listed.length);
         let place = Place {
-            car: &part.car,
+            car,
             slot: Some(listed.slot),
             offset: listed.offset,
         };
@@ -302,6 +297,55 @@ impl Sampler {
 }
 
 impl Part {
+    /// Finds the bytes of the range's blocks, none where it has none here; returns how many bytes of slot-ranges that took.
+    async fn narrow(&mut self, archive: &Archive) -> Result<u64, ArchiveError> {
+        let epoch = self.epoch;
+        let first_slot = epoch * SLOTS_PER_EPOCH;
+        // The file's header and its last nodes are less than a block of hundreds of thousands.
+        let is_whole = self.slots == (first_slot..first_slot + SLOTS_PER_EPOCH);
+        if !self.has_slot_ranges {
+            let (store, car) = (&archive.store, self.car.clone());
+            let older = SlotToCid::open(store, epoch, car, self.header_bytes).await?;
+            let file = index_name(epoch);
+            let older = older.ok_or(ArchiveError::EpochNotFound { epoch, file })?;
+            if !is_whole {
+                self.bytes = older.bytes_of(&self.slots).await?.unwrap_or_default();
+            }
+            self.older = Some(Box::new(older));
+            return Ok(0);
+        }
+        if is_whole {
+            return Ok(0);
+        }
+        let (mut first, mut last, mut read) = (None, None, 0);
+        for number in self.window_numbers() {
+            read += self.load(archive, number).await?;
+            first = self.blocks(number).next();
+            if first.is_some() {
+                break;
+            }
+        }
+        for number in self.window_numbers().rev() {
+            read += self.load(archive, number).await?;
+            last = self.blocks(number).next_back();
+            if last.is_some() {
+                break;
+            }
+        }
+        let (Some(first), Some(last)) = (first, last) else {
+            self.bytes = 0..0;
+            return Ok(read);
+        };
+        if last.end() < first.offset || last.end() > self.car.bytes {
+            return Err(self.invalid(format!(
+                "the blocks of slots {} and {} are not in order within the CAR file",
+                first.slot, last.slot
+            )));
+        }
+        self.bytes = first.offset..last.end();
+        Ok(read)
+    }
+
     fn window_of(&self, slot: u64) -> u64 {
         (slot - self.epoch * SLOTS_PER_EPOCH) / WINDOW_SLOTS
     }
@@ -360,7 +404,7 @@ impl Part {
                 length,
             };
             let follows = blocks.last().is_none_or(|last| last.end() <= offset);
-            if length > 0 && (!follows || block.end() > self.identity.size) {
+            if length > 0 && (!follows || block.end() > self.car.bytes) {
                 return Err(self.invalid(format!(
                     "slot {slot} begins before the one before it ends, or lies beyond the end of the CAR file"
                 )));

@@ -313,7 +313,7 @@ impl Scan {
             epoch: Arc::clone(&epoch),
             blocks: vec![listed],
         };
-        let store = Arc::clone(&self.shared.archive.store);
+        let store = &self.shared.archive.store;
         let mut reader = SegmentReader::new(store, Arc::new(segment), scanner);
         let block = reader.next().await?;
         Ok(block.map(|block| (epoch, block)))
@@ -331,8 +331,7 @@ async fn read_segment(
     let most = u32::try_from(WAITING_BYTES / window).unwrap_or(u32::MAX);
     let memory = Arc::new(Semaphore::new(most as usize));
     let scanner = shared.take_scanner();
-    let store = Arc::clone(&shared.archive.store);
-    let mut reader = SegmentReader::new(store, segment, scanner);
+    let mut reader = SegmentReader::new(&shared.archive.store, segment, scanner);
     if shared.archive.store.in_folder {
         reader = reader.blocking();
     }
@@ -433,7 +432,7 @@ impl Plan {
     }
 
     /// The first block at or after the range's end, in this epoch or a later one; `None` when the archive does
-    /// not have it. A later epoch whose index does not fit its CAR file is on its way.
+    /// not have it. A later epoch whose files do not fit each other is on its way.
     async fn first_block_after(
         &self,
     ) -> Result<Option<(Arc<EpochFiles>, ListedBlock)>, ArchiveError> {
@@ -442,8 +441,8 @@ impl Plan {
         for number in end / SLOTS_PER_EPOCH.. {
             let epoch = match self.open(number).await {
                 Ok(epoch) => epoch,
-                Err(ArchiveError::EpochNotFound { .. } | ArchiveError::IndexInvalid { .. })
-                    if number > needed || self.range.is_empty() =>
+                Err(error)
+                    if error.may_be_on_its_way() && (number > needed || self.range.is_empty()) =>
                 {
                     return Ok(None);
                 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use crate::archive::EpochFiles;
 use crate::car::{CarFault, FeedError, MAXIMUM_SECTION_BYTES, Section, SectionFeed};
+use crate::car_file::CarReader;
 use crate::error::ArchiveError;
-use crate::fetch::{RangeReader, Store};
+use crate::fetch::Store;
 use crate::index::ListedBlock;
 use crate::place::Place;
 use crate::scanner::{BlockScanner, ScannedBlock};
@@ -21,7 +22,7 @@ pub(crate) struct Segment {
 
 /// Reads a segment block by block.
 pub(crate) struct SegmentReader {
-    bytes: RangeReader,
+    bytes: CarReader,
     feed: SectionFeed,
     scanning: Scanning,
     ready: VecDeque<ScannedBlock>,
@@ -29,12 +30,15 @@ pub(crate) struct SegmentReader {
 
 impl SegmentReader {
     /// Nothing is fetched before the first block is asked for.
-    pub(crate) fn new(store: Arc<Store>, segment: Arc<Segment>, mut scanner: BlockScanner) -> Self {
+    pub(crate) fn new(
+        store: &Arc<Store>,
+        segment: Arc<Segment>,
+        mut scanner: BlockScanner,
+    ) -> Self {
         let epoch = &segment.epoch;
         let start = segment.blocks.first().map_or(0, |first| first.offset);
         let end = segment.blocks.last().map_or(0, ListedBlock::end);
-        let identity = Some(epoch.identity.clone());
-        let bytes = RangeReader::new(store, &epoch.car, start..end, identity);
+        let bytes = epoch.file.read(store, start..end);
         scanner.restart();
         if let Some(first) = segment.blocks.first() {
             scanner.expect(first.slot);

@@ -6,12 +6,15 @@
 //! epoch, is read bucket by bucket: those of the blocks that are needed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::Mutex;
 
 use crate::car::uvarint;
+use crate::car_file::CarFile;
 use crate::compact::{Bucket, CompactHeader, MAXIMUM_HEADER_BYTES};
 use crate::dataframe::hash_matches;
 use crate::error::ArchiveError;
@@ -98,6 +101,8 @@ struct IndexFile {
     identity: Identity,
     header: CompactHeader,
     table: Vec<u8>,
+    /// Bytes read of it so far.
+    bytes_read: AtomicU64,
 }
 
 impl IndexFile {
@@ -136,6 +141,7 @@ impl IndexFile {
             identity,
             header,
             table: Vec::new(),
+            bytes_read: AtomicU64::new(beginning.len() as u64),
         };
         file.table = file.read(file.header.table_offset..table_end).await?;
         Ok(Some(file))
@@ -143,7 +149,10 @@ impl IndexFile {
 
     async fn read(&self, range: std::ops::Range<u64>) -> Result<Vec<u8>, ArchiveError> {
         let identity = Some(self.identity.clone());
-        read(&self.store, &self.name, range, identity).await
+        let bytes = read(&self.store, &self.name, range, identity).await?;
+        let count = bytes.len() as u64;
+        self.bytes_read.fetch_add(count, Ordering::Relaxed);
+        Ok(bytes)
     }
 
     fn bucket(&self, number: u32) -> Result<Bucket, ArchiveError> {
@@ -190,13 +199,14 @@ impl BlockPlace {
 #[derive(Debug)]
 pub(crate) struct SlotToCid {
     epoch: u64,
-    car: Arc<str>,
-    car_identity: Identity,
+    car: CarFile,
     /// Where the first block begins.
     header_bytes: u64,
     places: IndexFile,
     /// Slots that have a block, ascending, and its CID.
     listed: Vec<(u64, Cid)>,
+    /// Bytes read so far, but for those of `places`.
+    bytes_read: AtomicU64,
     /// Places looked up, by position in `listed`.
     known: Mutex<BTreeMap<usize, BlockPlace>>,
 }
@@ -206,8 +216,7 @@ impl SlotToCid {
     pub(crate) async fn open(
         store: &Arc<Store>,
         epoch: u64,
-        car: Arc<str>,
-        car_identity: Identity,
+        car: CarFile,
         header_bytes: u64,
     ) -> Result<Option<Self>, ArchiveError> {
         let root_file = root_name(epoch);
@@ -226,12 +235,14 @@ impl SlotToCid {
         let mut index = Self {
             epoch,
             car,
-            car_identity,
             header_bytes,
             places,
             listed: all_slots(&slots).await?,
+            bytes_read: AtomicU64::new(root.len() as u64),
             known: Mutex::default(),
         };
+        let of_slots = slots.bytes_read.into_inner();
+        index.bytes_read.fetch_add(of_slots, Ordering::Relaxed);
         index.remove_false_answers().await?;
         Ok(Some(index))
     }
@@ -263,6 +274,50 @@ impl SlotToCid {
 
     fn invalid(&self, reason: String) -> ArchiveError {
         invalid(self.epoch, &self.places.name, reason)
+    }
+
+    /// Bytes of the archive read so far.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed) + self.places.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Positions in `listed` of the blocks of `slots`.
+    pub(crate) fn positions(&self, slots: &Range<u64>) -> Range<usize> {
+        let before = |slot| self.listed.partition_point(|(listed, _)| *listed < slot);
+        before(slots.start)..before(slots.end)
+    }
+
+    pub(crate) fn slot_at(&self, at: usize) -> u64 {
+        self.listed.get(at).map_or(0, |(slot, _)| *slot)
+    }
+
+    /// Where the block at a position ends. Looked up alone.
+    pub(crate) async fn end_of(&self, at: usize) -> Result<u64, ArchiveError> {
+        let mut known = self.known.lock().await;
+        if let Some(place) = known.get(&at) {
+            return Ok(place.end());
+        }
+        if known.len() >= KEPT_PLACES {
+            known.clear();
+        }
+        let place = self.look_up(&self.listed[at].1).await?;
+        known.insert(at, place);
+        Ok(place.end())
+    }
+
+    /// Where the block at a position begins.
+    pub(crate) async fn start_of(&self, at: usize) -> Result<u64, ArchiveError> {
+        match at.checked_sub(1) {
+            Some(before) => self.end_of(before).await,
+            None => Ok(self.header_bytes),
+        }
+    }
+
+    pub(crate) fn out_of_order(&self, at: usize) -> ArchiveError {
+        let slot = self.slot_at(at);
+        self.invalid(format!(
+            "the block of slot {slot} does not lie between its neighbours"
+        ))
     }
 
     /// Where the Block section of a listed slot is. Those after it are looked up with it.
@@ -310,12 +365,12 @@ impl SlotToCid {
             offset: u64::from_le_bytes([o0, o1, o2, o3, o4, o5, 0, 0]),
             bytes: u64::from(u32::from_le_bytes([s0, s1, s2, 0])),
         };
-        if place.offset < self.header_bytes || place.end() > self.car_identity.size {
+        if place.offset < self.header_bytes || place.end() > self.car.bytes {
             return Err(self.invalid(format!(
                 "a block's bytes {}..{} lie outside of the CAR file's {}",
                 place.offset,
                 place.end(),
-                self.car_identity.size
+                self.car.bytes
             )));
         }
         Ok(place)
@@ -345,11 +400,15 @@ impl SlotToCid {
 
     async fn slot_of_block(&self, cid: &Cid) -> Result<u64, ArchiveError> {
         let place = self.look_up(cid).await?;
-        let store = &self.places.store;
-        let identity = Some(self.car_identity.clone());
-        let section = read(store, &self.car, place.offset..place.end(), identity).await?;
+        let section = self
+            .car
+            .read(&self.places.store, place.offset..place.end())
+            .read_all()
+            .await?;
+        let count = section.len() as u64;
+        self.bytes_read.fetch_add(count, Ordering::Relaxed);
         let malformed = |reason: String| ArchiveError::CarMalformed {
-            car: Arc::clone(&self.car),
+            car: Arc::clone(&self.car.name),
             offset: place.offset,
             reason,
         };

@@ -67,7 +67,7 @@ async fn authorize(
 async fn backfill(State(service): State<Service>, request: Request) -> Result<Response, ApiError> {
     let headers = request.headers().clone();
     let begun = match read_body(request).await {
-        Ok(body) => start_backfill(&service, &headers, &body),
+        Ok(body) => start_backfill(&service, &headers, &body).await,
         Err(error) => Err(error),
     };
     if let Err(error) = &begun {
@@ -84,7 +84,7 @@ async fn read_body(request: Request) -> Result<Bytes, ApiError> {
         .map_err(|rejection| ApiError::Body(rejection.status(), rejection.body_text()))
 }
 
-fn start_backfill(
+async fn start_backfill(
     service: &Service,
     headers: &HeaderMap,
     body: &[u8],
@@ -104,6 +104,7 @@ fn start_backfill(
         .breaker()
         .check(resident_bytes())
         .map_err(ApiError::MemoryShort)?;
+    service.restore_learned(&request.network, &archive).await;
     let job = service
         .jobs()
         .start(&request.job_id, request.range.start)
@@ -154,6 +155,7 @@ async fn estimate(
         .estimates()
         .try_acquire()
         .map_err(|_| ApiError::TooManyEstimates)?;
+    service.restore_learned(&request.network, archive).await;
     let measured = service.metrics().seconds_per_byte(&request.network);
     let answer = estimate::estimate(archive, &request, measured).await?;
     Ok(Json(answer))

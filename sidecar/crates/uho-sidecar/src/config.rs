@@ -74,6 +74,10 @@ pub struct ServeArguments {
     /// 70 % or less. Without it, the limit of the process's control group, if there is one
     #[arg(long, env = "UHO_SIDECAR_MEMORY_LIMIT_MEBIBYTES", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     pub memory_limit_mebibytes: Option<u64>,
+    /// Folder in which what was learned of lookup tables is kept, a file of at most 48 MiB per network, so that a sidecar that starts again
+    /// decompresses no metadata for what it knew. Made where it is missing. Without it, every start learns anew
+    #[arg(long, env = "UHO_SIDECAR_LEARNED_TABLES_DIR")]
+    pub learned_tables_dir: Option<PathBuf>,
     /// The bearer secret itself. Only as a variable: arguments can be seen by other users of the machine
     #[arg(skip = std::env::var("UHO_SIDECAR_SECRET").ok())]
     secret: Option<String>,
@@ -159,7 +163,16 @@ impl ServeArguments {
         if let Some([name, _]) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             bail!("--archive names `{name}` twice");
         }
+        if let Some(folder) = &self.learned_tables_dir {
+            std::fs::create_dir_all(folder).with_context(|| {
+                format!(
+                    "cannot make the folder of learned tables, {}",
+                    folder.display()
+                )
+            })?;
+        }
         Ok(ServiceOptions {
+            learned_tables_folder: self.learned_tables_dir,
             archives: self.archives,
             secret,
             max_jobs: self.max_jobs as usize,

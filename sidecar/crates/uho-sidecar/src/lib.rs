@@ -27,6 +27,7 @@ mod encoder;
 mod error;
 mod estimate;
 mod jobs;
+mod learned;
 mod memory;
 mod metrics;
 mod ndjson;

@@ -49,6 +49,13 @@ struct OfState {
     state: String,
 }
 
+/// What became of a file of learned lookup tables: `restored`, `refused`, `saved` or `failed`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfFile {
+    network: String,
+    outcome: &'static str,
+}
+
 type ByNetwork = Family<OfNetwork, Counter>;
 type Rate = Gauge<f64, AtomicU64>;
 
@@ -74,6 +81,7 @@ struct Shared {
     pace: Mutex<HashMap<String, VecDeque<f64>>>,
     ended: Family<OfOutcome, Counter>,
     refused: Family<OfCode, Counter>,
+    learned_files: Family<OfFile, Counter>,
     jobs: Family<OfState, Gauge>,
     queue_depth: Gauge,
     resident_bytes: Gauge,
@@ -134,6 +142,10 @@ impl Metrics {
             ),
             ended: making.add("jobs_ended", "Jobs that ended, by outcome"),
             refused: making.add("jobs_refused", "Jobs that were refused, by code"),
+            learned_files: making.add(
+                "learned_table_files",
+                "Files of learned lookup tables that were restored, refused, saved, or failed to be saved",
+            ),
             jobs: making.add("jobs", "Jobs now, by state"),
             queue_depth: making.add(
                 "queue_depth",
@@ -239,6 +251,13 @@ impl Metrics {
     pub(crate) fn add_refused(&self, code: &str) {
         let code = code.to_owned();
         self.0.refused.get_or_create(&OfCode { code }).inc();
+    }
+
+    /// Counts a file of learned lookup tables by what became of it.
+    pub(crate) fn add_learned_file(&self, network: &str, outcome: &'static str) {
+        let network = network.to_owned();
+        let label = OfFile { network, outcome };
+        self.0.learned_files.get_or_create(&label).inc();
     }
 
     /// Everything, as text; gauges are set to what is now.

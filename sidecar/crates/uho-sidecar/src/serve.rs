@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::app;
+use crate::learned::SAVED_EVERY;
 use crate::service::Service;
 
 /// After a signal the process is gone within this, even when a reader takes nothing any more.
@@ -43,6 +44,9 @@ pub async fn serve(service: Service, listen: &str) -> anyhow::Result<()> {
     }
     tracing::info!(%address, "listening");
 
+    let saving = service
+        .keeps_learned()
+        .then(|| tokio::spawn(save_learned(service.clone())));
     let router = app(service.clone());
     let connections = GracefulShutdown::new();
     loop {
@@ -67,7 +71,22 @@ pub async fn serve(service: Service, listen: &str) -> anyhow::Result<()> {
     {
         tracing::warn!("a reader took too long; its stream ends without a last record");
     }
+    if let Some(saving) = saving {
+        saving.abort();
+        tokio::task::spawn_blocking(move || service.save_learned()).await?;
+    }
     Ok(())
+}
+
+/// Writes what is learned of lookup tables every few minutes.
+async fn save_learned(service: Service) {
+    loop {
+        tokio::time::sleep(SAVED_EVERY).await;
+        let service = service.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || service.save_learned()).await {
+            tracing::warn!(%error, "writing learned lookup tables ended without a result");
+        }
+    }
 }
 
 /// Answers a connection's requests until it ends.

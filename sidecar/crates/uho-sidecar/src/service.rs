@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use subtle::ConstantTimeEq as _;
 use tokio::sync::Semaphore;
 
 use crate::jobs::Jobs;
+use crate::learned::LearnedFiles;
 use crate::memory::Breaker;
 use crate::metrics::Metrics;
 
@@ -33,6 +35,8 @@ pub struct ServiceOptions {
     pub slots_at_most: u64,
     /// Resident memory that this process may hold, in bytes; above 80 % of it new jobs are refused. None: no limit.
     pub memory_limit: Option<u64>,
+    /// A folder that exists, where what was learned of lookup tables is kept from one process to the next. None: nowhere.
+    pub learned_tables_folder: Option<PathBuf>,
     /// How long a stream that was cancelled waits for its reader to take the last record.
     pub farewell: Duration,
 }
@@ -47,6 +51,7 @@ impl Default for ServiceOptions {
             segment_bytes: None,
             slots_at_most: 10_000_000,
             memory_limit: None,
+            learned_tables_folder: None,
             farewell: Duration::from_secs(3),
         }
     }
@@ -85,6 +90,7 @@ struct Shared {
     estimates: Semaphore,
     breaker: Breaker,
     metrics: Metrics,
+    learned: Option<LearnedFiles>,
     slots_at_most: u64,
     farewell: Duration,
     started: Instant,
@@ -106,6 +112,9 @@ impl Service {
             )?;
             archives.insert(network, archive);
         }
+        let learned = options
+            .learned_tables_folder
+            .map(|folder| LearnedFiles::new(folder, archives.keys()));
         let named = archives.iter();
         let metrics = Metrics::new(
             named
@@ -119,6 +128,7 @@ impl Service {
             estimates: Semaphore::new(ESTIMATES_AT_ONCE),
             breaker: Breaker::new(options.memory_limit),
             metrics,
+            learned,
             slots_at_most: options.slots_at_most,
             farewell: options.farewell,
             started: Instant::now(),
@@ -154,6 +164,25 @@ impl Service {
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// Takes over what an earlier process learned of a network's lookup tables, where that is kept; once.
+    pub(crate) async fn restore_learned(&self, network: &str, archive: &Archive) {
+        if let Some(learned) = &self.0.learned {
+            learned.restore(network, archive, self.metrics()).await;
+        }
+    }
+
+    /// Whether what is learned of lookup tables is kept.
+    pub(crate) fn keeps_learned(&self) -> bool {
+        self.0.learned.is_some()
+    }
+
+    /// Writes what was learned of lookup tables since it was last written, where that is kept. Blocks its thread.
+    pub(crate) fn save_learned(&self) {
+        if let Some(learned) = &self.0.learned {
+            learned.save(&self.0.archives, self.metrics());
+        }
     }
 
     pub(crate) fn slots_at_most(&self) -> u64 {

@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use archive_sim::{Plan, Server};
+use archive_sim::{Indexes, Plan, Server};
 use axum::Router;
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -97,6 +97,44 @@ async fn a_range_of_two_epochs_with_an_empty_stretch_is_estimated_from_all_of_it
             &empty["programs"][&programs[0]]["matched"]
         ),
         (&json!(0), &nothing)
+    );
+}
+
+#[tokio::test]
+async fn epochs_with_the_older_indexes_only_are_estimated_alike() {
+    let (ranges, older) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let plan = Plan::default();
+    archive_sim::write(ranges.path(), &plan).unwrap();
+    let indexes = Indexes::Older;
+    let of_older = Plan {
+        indexes,
+        ..plan.clone()
+    };
+    archive_sim::write(older.path(), &of_older).unwrap();
+    let body = json!({
+        "programIds": [program("orderbook"), program("vault")],
+        "startSlot": plan.first_slot, "endSlot": plan.last_slot + 1, "maxBytes": 1 << 30, "precision": 0.3,
+    });
+    let mut answers = Vec::new();
+    for folder in [&ranges, &older] {
+        let router = router(folder.path().to_str().unwrap());
+        let answer = estimate(&router, &body).await;
+        assert!(
+            answer["sample"]["blocks"].as_u64().unwrap() >= 8,
+            "{answer}"
+        );
+        answers.push(["programs", "archiveBytes", "blocks"].map(|field| answer[field].clone()));
+    }
+    assert_eq!(answers[0], answers[1]);
+
+    // Without them either, the file that is missing is named.
+    std::fs::remove_file(older.path().join("3/epoch-3.cid")).unwrap();
+    let (status, answer) = ask(&router(older.path().to_str().unwrap()), &body).await;
+    assert_eq!(status, StatusCode::BAD_GATEWAY, "{answer}");
+    let text = answer["message"].as_str().unwrap();
+    assert!(
+        text.contains("3/epoch-3-slot-ranges.raw is missing"),
+        "{text}"
     );
 }
 

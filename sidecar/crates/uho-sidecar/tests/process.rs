@@ -19,6 +19,10 @@ struct Sidecar {
 
 impl Sidecar {
     fn start(archive: &str) -> Self {
+        Self::start_with(archive, &[])
+    }
+
+    fn start_with(archive: &str, arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_uho-sidecar"))
             .args([
                 "serve",
@@ -27,6 +31,7 @@ impl Sidecar {
                 "--archive",
                 &format!("sim={archive}"),
             ])
+            .args(arguments)
             .env("UHO_SIDECAR_SECRET", support::SECRET)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -253,4 +258,106 @@ fn a_deleted_job_ends_with_a_record_and_logs_hold_no_secret() {
         !log.contains("hunter2secret") && !log.contains(support::SECRET),
         "{log}"
     );
+}
+
+/// Reads a range whole: its records and its certificate, as lines.
+fn read_whole(sidecar: &Sidecar, program: &str, plan: &Plan) -> String {
+    let body = format!(
+        r#"{{"programId":"{program}","startSlot":{},"endSlot":{},"jobId":"a"}}"#,
+        plan.first_slot,
+        plan.last_slot + 1
+    );
+    let mut stream = sidecar.request("POST", "/backfill", &body);
+    let mut text = String::new();
+    while !text.contains(r#""type":"done""#) {
+        let mut buffer = [0; 65536];
+        let length = stream.read(&mut buffer).unwrap();
+        assert!(length > 0 && !text.contains(r#""type":"error""#), "{text}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    let lines = text.lines().filter(|line| line.starts_with('{'));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A metric's value, by the beginning of its line.
+fn metric(sidecar: &Sidecar, name: &str) -> u64 {
+    let mut stream = sidecar.request("GET", "/metrics", "");
+    let mut text = String::new();
+    while !text.contains("# EOF") {
+        let mut buffer = [0; 65536];
+        let length = stream.read(&mut buffer).unwrap();
+        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    let line = text.lines().find(|line| line.starts_with(name));
+    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+const DECOMPRESSIONS: &str = "uho_sidecar_reader_decompressions_total";
+
+fn files(outcome: &str) -> String {
+    format!(r#"uho_sidecar_learned_table_files_total{{network="sim",outcome="{outcome}"}}"#)
+}
+
+#[test]
+fn a_second_process_goes_on_with_what_the_first_learned_unless_it_is_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = Plan {
+        unrelated: (3, 9),
+        ..Plan::of_range(1_300_000, 1_300_119, 40)
+    };
+    archive_sim::write(folder.path(), &plan).unwrap();
+    let kept = folder.path().join("kept/tables");
+    let arguments = ["--learned-tables-dir", kept.to_str().unwrap()];
+    let archive = folder.path().to_str().unwrap();
+    let program = archive_sim::program_address("vault");
+    let end = |mut sidecar: Sidecar| {
+        sidecar.terminate();
+        assert!(sidecar.ends_within(Duration::from_secs(10)));
+        let mut log = String::new();
+        let stderr = sidecar.child.stderr.take();
+        stderr.unwrap().read_to_string(&mut log).unwrap();
+        log
+    };
+
+    // Without the folder nothing is kept.
+    let sidecar = Sidecar::start(archive);
+    let expected = read_whole(&sidecar, &program, &plan);
+    let cold = metric(&sidecar, DECOMPRESSIONS);
+    read_whole(&sidecar, &program, &plan);
+    let warm = metric(&sidecar, DECOMPRESSIONS) - cold;
+    assert!(warm < cold, "{warm} of {cold}");
+    end(sidecar);
+    assert!(!kept.exists());
+
+    let sidecar = Sidecar::start_with(archive, &arguments);
+    assert_eq!(read_whole(&sidecar, &program, &plan), expected);
+    assert_eq!(metric(&sidecar, DECOMPRESSIONS), cold);
+    end(sidecar);
+    let file = kept.join("sim.lookup-tables");
+    let written = std::fs::read(&file).unwrap();
+
+    let sidecar = Sidecar::start_with(archive, &arguments);
+    assert_eq!(read_whole(&sidecar, &program, &plan), expected);
+    assert_eq!(metric(&sidecar, DECOMPRESSIONS), warm);
+    assert_eq!(metric(&sidecar, &files("restored")), 1);
+    assert!(!end(sidecar).contains("are not used"));
+    assert_eq!(std::fs::read(&file).unwrap(), written);
+
+    // One flipped bit: said, counted, and everything is learned anew and written over it.
+    let mut damaged = written.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 4;
+    std::fs::write(&file, &damaged).unwrap();
+    let sidecar = Sidecar::start_with(archive, &arguments);
+    assert_eq!(read_whole(&sidecar, &program, &plan), expected);
+    assert_eq!(metric(&sidecar, DECOMPRESSIONS), cold);
+    assert_eq!(metric(&sidecar, &files("refused")), 1);
+    assert_eq!(metric(&sidecar, &files("restored")), 0);
+    let log = end(sidecar);
+    assert!(
+        log.contains("are not used") && log.contains("it is damaged"),
+        "{log}"
+    );
+    assert_eq!(std::fs::read(&file).unwrap(), written);
+    assert_eq!(std::fs::read_dir(&kept).unwrap().count(), 1);
 }

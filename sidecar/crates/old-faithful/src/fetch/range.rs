@@ -84,6 +84,11 @@ impl RangeReader {
         self
     }
 
+    /// Whether all of the range was read.
+    pub(crate) fn is_done(&self) -> bool {
+        self.at >= self.end
+    }
+
     /// What identifies the file, once it has answered.
     pub(crate) fn identity(&self) -> Option<Identity> {
         self.identity.clone()
