@@ -14,13 +14,11 @@ from psycopg import sql
 from uho_pipelines.runtime.postgres import EmbeddedPostgres
 from uho_pipelines.warehouse import connect, migrate
 
-# Commands that a test runs in its own process print lines as long as they are, whatever terminal there is.
-os.environ["COLUMNS"] = "500"
-
 # A shell's background job ignores SIGINT; Dagster then makes SIGTERM the same, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# pytest-xdist sets these for its workers, and rich's console would be as narrow for good from when `cli` is imported.
+# pytest-xdist sets these for its workers, and rich's console would be as narrow for good from when `cli` is imported;
+# without them, lines that go nowhere a terminal is are whole.
 for size in ("COLUMNS", "LINES"):
     os.environ.pop(size, None)
 
