@@ -270,7 +270,7 @@ fn read_whole(sidecar: &Sidecar, program: &str, plan: &Plan) -> String {
     let mut stream = sidecar.request("POST", "/backfill", &body);
     let mut text = String::new();
     while !text.contains(r#""type":"done""#) {
-        let mut buffer = [0; 65536];
+        let mut buffer = vec![0; 65536];
         let length = stream.read(&mut buffer).unwrap();
         assert!(length > 0 && !text.contains(r#""type":"error""#), "{text}");
         text.push_str(&String::from_utf8_lossy(&buffer[..length]));
@@ -284,7 +284,7 @@ fn metric(sidecar: &Sidecar, name: &str) -> u64 {
     let mut stream = sidecar.request("GET", "/metrics", "");
     let mut text = String::new();
     while !text.contains("# EOF") {
-        let mut buffer = [0; 65536];
+        let mut buffer = vec![0; 65536];
         let length = stream.read(&mut buffer).unwrap();
         text.push_str(&String::from_utf8_lossy(&buffer[..length]));
     }
