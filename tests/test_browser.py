@@ -10,14 +10,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import short_home
-from playwright.sync_api import Page, expect, sync_playwright
-from services import built, simulate, wait_until
+from playwright.sync_api import Error, Page, expect, sync_playwright
+from services import built, held_archive, simulate, wait_until
 from stack import Dagster, uho_up
 
 from uho_pipelines.graphql import backfill_progress
@@ -28,7 +28,9 @@ FIRST_SLOT = 1_292_200
 KEYS = [f"{FIRST_SLOT + place * CHUNK_SLOTS:010d}" for place in range(4)]
 CHANGED = FIRST_SLOT + CHUNK_SLOTS + 260
 """Where the layout changes: late in the second chunk, so that a tenth of its events has the new one."""
-PATIENCE = 180_000
+HELD_AFTER = 256 * 1024
+"""Bytes that the archive gives before it holds back: a chunk has several times as many."""
+PATIENCE = 600_000
 """Milliseconds that the page is given to show something."""
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
@@ -57,7 +59,14 @@ def archive(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stack(page, archive):
+def held(archive):
+    """The archive, behind a server that can hold its bytes back."""
+    with held_archive(archive) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def stack(page, archive, held):
     """`uho up`, with only the first IDL version in vault's folder; without a browser it is not started."""
     with short_home() as home:
         programs = home / "programs"
@@ -65,12 +74,15 @@ def stack(page, archive):
         vault = programs / "vault" / "program.yaml"
         lines = vault.read_text().splitlines()
         vault.write_text("\n".join(line for line in lines if "idl/vault-" not in line))
-        networks = {"sim": {"archive_url": str(archive), "chunk_slots": CHUNK_SLOTS, "checkpoint_slots": 50}}
+        networks = {"sim": {"archive_url": held.url, "chunk_slots": CHUNK_SLOTS, "checkpoint_slots": 50}}
         with uho_up(
             home,
             programs,
             UHO_NETWORKS=json.dumps(networks),
             UHO_BACKFILL_START_SECONDS="0",
+            # One small segment after another, so that a stream can be held anywhere.
+            UHO_SIDECAR_CONNECTIONS="1",
+            UHO_SIDECAR_SEGMENT_MEBIBYTES="1",
         ) as running:
             yield running
 
@@ -94,8 +106,16 @@ def partitions(page: Page, stack: Dagster, asset: str, partition: str = "") -> N
 
 def launch(page: Page, *keys: str) -> None:
     """Press Materialize on the page, choose partitions unless the page's own is meant, and launch."""
-    page.get_by_role("button", name="Materialize").first.click()
     dialog = page.get_by_role("dialog").filter(has_text="Launch runs to materialize")
+
+    def opened() -> bool:
+        # What is pressed while a page still loads may come to nothing.
+        page.get_by_role("button", name="Materialize").first.click()
+        with suppress(Error):
+            dialog.wait_for(timeout=20_000)
+        return dialog.is_visible()
+
+    wait_until(opened, "the dialog opens")
     if keys:
         dialog.get_by_text("Select a partition or create one").click()
         for key in keys:
@@ -142,6 +162,9 @@ def test_a_backfill_of_a_range_turns_partitions_and_a_halt_leaves_the_other_prog
         page.goto(f"{stack.url}/asset-groups")
         expect(page.get_by_text("vault", exact=True).first).to_be_visible()
         expect(page.get_by_text("fetching statuses")).to_have_count(0)
+        page.keyboard.press("Alt+e")  # expands all groups
+        expect(page.get_by_text("vault_events", exact=True).first).to_be_visible()
+        expect(page.get_by_text("orderbook_records", exact=True).first).to_be_visible()
 
 
 def test_a_failed_check_gives_its_reason_and_the_run_of_a_halted_program_the_way_out(stack, page):
@@ -178,3 +201,50 @@ def test_the_missing_idl_version_lifts_the_halt_and_puts_what_was_loaded_out_of_
     with seen(page, "out-of-date"):
         partitions(page, stack, "vault_events", KEYS[0])
         expect(page.get_by_text("Unsynced").first).to_be_visible()
+
+
+def test_a_backfill_is_cancelled_and_a_partition_of_it_executed_again(stack, page, held):
+    page.goto(f"{stack.url}/asset-groups")
+    held.hold_after(HELD_AFTER)
+    launch(page, *KEYS[2:])
+    wait_until(lambda: held.waiting > 0, "the archive is read")
+    backfill = backfill_of(stack, KEYS[3])
+    with seen(page, "partition-under-way"):
+        partitions(page, stack, "vault_records", KEYS[3])
+        expect(page.get_by_text(re.compile(r"^Materializing \([12]\)$"))).to_be_visible()
+    with seen(page, "backfill-cancelled"):
+        page.goto(f"{stack.url}/runs/b/{backfill}")
+        page.get_by_role("button", name="expand_more").click()  # the menu's icon
+        page.get_by_role("menuitem").filter(has_text="Cancel backfill").click()
+        sure = page.get_by_role("dialog").filter(has_text="In progress runs associated with this backfill")
+        sure.get_by_role("button", name="Cancel backfill").click()
+        expect(page.get_by_text("Canceled", exact=True)).to_be_visible()
+    wait_until(
+        lambda: {run["status"] for run in stack.runs(dagster__backfill=backfill)} <= {"CANCELED", "SUCCESS"},
+        "the backfill's runs are cancelled",
+        pause=0.5,
+    )
+    # The archive still holds its bytes: the sidecar's jobs ended because their clients went.
+    wait_until(lambda: stack.sidecar_jobs() == 0, "the sidecar's jobs end", pause=0.2)
+    state = f"SELECT DISTINCT records_state FROM uho.chunk WHERE chunk_start = {int(KEYS[3])}"
+    assert stack.query(state) == [("pending",)]
+    held.release()
+    cancelled, *_ = runs_of(stack, KEYS[3])
+    assert cancelled["status"] == "CANCELED"
+    page.goto(f"{stack.url}/runs/{cancelled['runId']}")
+    page.get_by_role("button", name="Re-execute all").click()
+    page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+
+    def executed_again() -> str | None:
+        newest = runs_of(stack, KEYS[3])[0]
+        return newest["runId"] if newest["runId"] != cancelled["runId"] and newest["status"] == "SUCCESS" else None
+
+    again = wait_until(executed_again, "the run that was executed again succeeds", pause=0.5)
+    with seen(page, "executed-again"):
+        page.goto(f"{stack.url}/runs/{again}")
+        expect(page.get_by_text("Success", exact=True).first).to_be_visible()
+    with seen(page, "partitions-complete"):
+        partitions(page, stack, "vault_events", KEYS[3])
+        expect(page.get_by_text("Materialized (4)")).to_be_visible()
+    complete = "SELECT program FROM uho.chunk_status WHERE status = 'proven' GROUP BY 1 HAVING count(*) = 4 ORDER BY 1"
+    assert stack.query(complete) == [("orderbook",), ("vault",)]

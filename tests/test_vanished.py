@@ -1,12 +1,14 @@
 """What is killed or cancelled while Dagster runs it: found without hands, taken up again, and the rows are the truth.
 
-An archive that can hold its bytes back keeps a run under way for as long as a test needs it.
+An archive that can hold its bytes back keeps a run under way for as long as a test needs it. How long each took:
+`pytest --log-level=INFO -rP tests/test_vanished.py`.
 """
 
 import json
+import logging
+import time
 
 import pytest
-import requests
 from conftest import short_home
 from services import built, held_archive, simulate, wait_until
 from stack import Dagster, command_line, descendants, kill, uho_up
@@ -20,10 +22,12 @@ from uho_pipelines.settings import NetworkSettings, Settings
 from uho_pipelines.truth import compare_program, truth_by_event
 from uho_pipelines.warehouse import connect, read_plan
 
+log = logging.getLogger(__name__)
+
 CHUNK_SLOTS, CHECKPOINT_SLOTS = 350, 50
 FIRST_SLOT, LAST_SLOT = 1_292_200, 1_294_299  # six chunks
 MEBIBYTE = 1024 * 1024
-FOUND_SECONDS = 300
+FOUND_SECONDS = 600
 """So soon a worker that vanished is found and its chunk taken up; with the settings of this stack it is much sooner."""
 
 CANCEL_RUN = "mutation Cancel($id: String!) { terminateRun(runId: $id) { __typename } }"
@@ -74,7 +78,7 @@ def under_way(stack, held):
         started = stack.launch("alice", "orderbook", [key])
         assert started["__typename"] == "LaunchBackfillSuccess", started
         backfill = started["backfillId"]
-        wait_until(lambda: held.waiting > 0, "the archive is read", seconds=240)
+        wait_until(lambda: held.waiting > 0, "the archive is read")
         (run,) = stack.runs(dagster__backfill=backfill)
         assert run["status"] == "STARTED"
         return backfill, run["runId"]
@@ -85,9 +89,18 @@ def under_way(stack, held):
 
 def ends_with_the_truth(stack: Dagster, archive, place: int, backfill: str) -> None:
     """Wait until the backfill has ended by itself, its first run given up; compare the rows with the truth."""
+    began = time.monotonic()
+    wait_until(
+        lambda: len(stack.runs(dagster__backfill=backfill)) == 2,
+        "a second run takes the chunk up",
+        seconds=FOUND_SECONDS,
+        pause=0.5,
+    )
+    found = time.monotonic()
     wait_until(
         lambda: backfill_progress(stack.url, backfill).ended, "the backfill ends", seconds=FOUND_SECONDS, pause=0.5
     )
+    log.info("taken up after %.1f s, ended after %.1f s", found - began, time.monotonic() - began)
     runs = stack.runs(dagster__backfill=backfill)
     told = "\n".join(line for run in runs for line in (run["status"], *stack.messages(run["runId"])))
     assert sorted(run["status"] for run in runs) == ["FAILURE", "SUCCESS"], told
@@ -141,10 +154,12 @@ def test_a_killed_daemon_costs_nothing(stack, archive, held, under_way):
     backfill, _ = under_way(2)
     daemon = stack.child("dagster-daemon")
     kill(daemon, *descendants(daemon))
+    began = time.monotonic()
     held.release()
     wait_until(
         lambda: backfill_progress(stack.url, backfill).ended, "the backfill ends", seconds=FOUND_SECONDS, pause=0.5
     )
+    log.info("ended after %.1f s", time.monotonic() - began)
     assert [run["status"] for run in stack.runs(dagster__backfill=backfill)] == ["SUCCESS"]
     rows_are_true(stack, archive, 2)
 
@@ -155,9 +170,11 @@ def test_everything_killed(stack, archive, held, under_way):
     tree = [stack.process.pid, *descendants(stack.process.pid)]
     tree += [process for process in all_of(stack) if process not in tree]
     kill(*tree)
-    stack.process.wait(30)
+    stack.process.wait(60)
     held.release()
+    began = time.monotonic()
     stack.start()
+    log.info("uho up took %.1f s", time.monotonic() - began)
     ends_with_the_truth(stack, archive, 3, backfill)
 
 
@@ -179,11 +196,10 @@ def test_cancelled_in_the_ui(stack, archive, held, under_way, what):
     wait_until(
         lambda: [each["status"] for each in stack.runs(dagster__backfill=backfill)] == ["CANCELED"],
         "the run is cancelled",
-        seconds=120,
         pause=0.5,
     )
     # The archive still holds its bytes: the sidecar's job ended because its client went.
-    wait_until(lambda: jobs(stack) == 0, "the sidecar's job ends", seconds=60, pause=0.2)
+    wait_until(lambda: stack.sidecar_jobs() == 0, "the sidecar's job ends", pause=0.2)
     assert stack.query(state) == [("pending",)]
     assert stack.query(f"SELECT status FROM uho.chunk_status WHERE chunk_start = {start}") == [("no records",)]
     settings = settings_of(stack, archive)
@@ -193,14 +209,5 @@ def test_cancelled_in_the_ui(stack, archive, held, under_way, what):
     assert manifest is None or not manifest.complete
     held.release()
     again = stack.launch("alice", "orderbook", [f"{start:010d}"])
-    wait_until(lambda: backfill_progress(stack.url, again["backfillId"]).ended, "the end", seconds=240, pause=0.5)
+    wait_until(lambda: backfill_progress(stack.url, again["backfillId"]).ended, "the end", pause=0.5)
     rows_are_true(stack, archive, place)
-
-
-def jobs(stack: Dagster) -> int:
-    """Return how many jobs the sidecar has under way."""
-    secret = (stack.home / "secrets" / "sidecar").read_text().strip()
-    address = stack.environment["UHO_SIDECAR_URL"]
-    text = requests.get(f"{address}/metrics", headers={"Authorization": f"Bearer {secret}"}, timeout=10).text
-    (line,) = [line for line in text.splitlines() if 'jobs{state="running"}' in line]
-    return int(float(line.rsplit(" ", 1)[1]))

@@ -319,6 +319,8 @@ def backing_services(settings: Settings, say: Callable[[str], None], *, sidecar:
         environment = {
             # A backfill waits for a code server that is being started again; without this Dagster gives it up.
             "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR": "1",
+            # Where a machine is so busy that a worker takes minutes to start, its run has not failed yet.
+            "DAGSTER_GRPC_TIMEOUT_SECONDS": "180",
             **os.environ,
             **settings_environment(settings),
             "DAGSTER_HOME": str(dagster_home(settings)),
