@@ -275,138 +275,136 @@ async fn a_piece_may_be_padded_as_filecoin_does() {
     assert_eq!(scanned.done(), certificate);
 }
 
+/// What is written in place of something in the metadata file, and what the error says of it.
+const REPLACED: [(&str, &str, &str); 23] = [
+    ("carPieces:", "pieces:", "has no carPieces"),
+    (
+        "name: epoch-3-2.car",
+        "name: ../4/epoch-4-1.car",
+        "piece 2: its name",
+    ),
+    (
+        "name: epoch-3-2.car",
+        "name: /x/../epoch-3-2.car",
+        "piece 2: its name",
+    ),
+    (
+        "name: epoch-3-2.car",
+        "name: ..%2fsecret.car",
+        "piece 2: its name",
+    ),
+    (
+        "name: epoch-3-2.car",
+        "name: epoch-3-2.car?x=.car",
+        "piece 2: its name",
+    ),
+    (
+        "name: epoch-3-2.car",
+        "name: .hidden.car",
+        "piece 2: its name",
+    ),
+    (
+        "name: epoch-3-2.car",
+        "name: /etc/passwd",
+        "piece 2: its name",
+    ),
+    (
+        "name: epoch-3-2.car",
+        "name: epoch-3-1.car",
+        "epoch-3-1.car twice",
+    ),
+    ("name: epoch-3-2.car", "name: &a epoch-3-2.car", "anchors"),
+    ("name: epoch-3-2.car", "name: *a", "no YAML"),
+    (
+        "headerSize: 59",
+        "headerSize: 0",
+        "piece 1: 0 bytes are no CAR header",
+    ),
+    (
+        "headerSize: 59",
+        "headerSize: 99999",
+        "no CAR header's size",
+    ),
+    (
+        "headerSize: 59",
+        "headerSize: 58",
+        "does not begin with a CAR header of 58",
+    ),
+    ("headerSize: 59", "headerSize: -59", "not a number of bytes"),
+    (
+        "contentSize: ",
+        "contentSize: 9999999999999999",
+        "not a number of bytes",
+    ),
+    (
+        "contentSize: ",
+        "contentSize: 99999999999999",
+        "would have more than",
+    ),
+    ("contentSize: ", "contentSize: 9", "paddedSize is too small"),
+    ("paddedSize: ", "paddedSize: 0 #", "paddedSize is too small"),
+    (
+        "originalCarHeaderSize: 59",
+        "originalCarHeaderSize: 60",
+        "have 59 bytes",
+    ),
+    (
+        "originalCarHeader: om",
+        "originalCarHeader: !!om",
+        "aliases and tags",
+    ),
+    (
+        "originalCarHeader: om",
+        "originalCarHeader: 'om m",
+        "no YAML",
+    ),
+    (
+        "originalCarHeader: om",
+        "originalCarHeader: on",
+        "no CARv1 header",
+    ),
+    (
+        "originalCarHeader: om",
+        "originalCarHeader: .m",
+        "no base64",
+    ),
+];
+
+async fn assert_said(change: impl Fn(String) -> String, expected: &str) {
+    let (code, text) = error_after(|folder| {
+        let path = metadata_of(folder);
+        let changed = change(fs::read_to_string(&path).unwrap());
+        fs::write(path, changed).unwrap();
+    })
+    .await;
+    assert_eq!(code, "pieces_invalid", "{text}");
+    assert!(text.contains(expected), "{expected}: {text}");
+    assert!(text.contains("3/epoch-3-metadata.yaml"), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_the_metadata_file_is_said() {
-    let replace = |from: &'static str, to: &'static str| {
-        move |text: String| {
+async fn what_is_wrong_with_a_field_of_the_metadata_file_is_said() {
+    for (from, to, expected) in REPLACED {
+        let change = |text: String| {
             assert!(text.contains(from), "{from}");
             text.replacen(from, to, 1)
-        }
-    };
-    let cases: Vec<(Box<dyn Fn(String) -> String>, &str)> = vec![
-        (Box::new(|_| " ".to_owned()), "nothing"),
-        (Box::new(|_| "car_pieces_meta: [".to_owned()), "no YAML"),
-        (
-            Box::new(|text| text.repeat(2)),
-            "car_pieces_meta is there twice",
-        ),
-        (
-            Box::new(|text| format!("{text}---\na: b\n")),
-            "more than one document",
-        ),
-        (Box::new(|_| "[".repeat(20)), "nested too deep"),
-        (Box::new(|_| "[".repeat(500_000)), "no YAML"),
-        (
-            Box::new(|_| " ".repeat(2 << 20)),
-            "more than the 1048576 bytes",
-        ),
-        (
-            Box::new(replace("carPieces:", "pieces:")),
-            "has no carPieces",
-        ),
-        (
-            Box::new(replace("name: epoch-3-2.car", "name: ../4/epoch-4-1.car")),
-            "piece 2: its name",
-        ),
-        (
-            Box::new(replace("name: epoch-3-2.car", "name: /x/../epoch-3-2.car")),
-            "piece 2: its name",
-        ),
-        (
-            Box::new(replace("name: epoch-3-2.car", "name: ..%2fsecret.car")),
-            "piece 2: its name",
-        ),
-        (
-            Box::new(replace("name: epoch-3-2.car", "name: epoch-3-2.car?x=.car")),
-            "piece 2: its name",
-        ),
-        (
-            Box::new(replace("name: epoch-3-2.car", "name: .hidden.car")),
-            "piece 2: its name",
-        ),
-        (
-            Box::new(replace("name: epoch-3-2.car", "name: /etc/passwd")),
-            "piece 2: its name",
-        ),
-        (
-            Box::new(replace("name: epoch-3-2.car", "name: epoch-3-1.car")),
-            "epoch-3-1.car twice",
-        ),
-        (
-            Box::new(replace("name: epoch-3-2.car", "name: &a epoch-3-2.car")),
-            "anchors",
-        ),
-        (
-            Box::new(replace("name: epoch-3-2.car", "name: *a")),
-            "no YAML",
-        ),
-        (
-            Box::new(replace("headerSize: 59", "headerSize: 0")),
-            "piece 1: 0 bytes are no CAR header",
-        ),
-        (
-            Box::new(replace("headerSize: 59", "headerSize: 99999")),
-            "no CAR header's size",
-        ),
-        (
-            Box::new(replace("headerSize: 59", "headerSize: 58")),
-            "does not begin with a CAR header of 58",
-        ),
-        (
-            Box::new(replace("headerSize: 59", "headerSize: -59")),
-            "not a number of bytes",
-        ),
-        (
-            Box::new(replace("contentSize: ", "contentSize: 9999999999999999")),
-            "not a number of bytes",
-        ),
-        (
-            Box::new(replace("contentSize: ", "contentSize: 99999999999999")),
-            "would have more than",
-        ),
-        (
-            Box::new(replace("contentSize: ", "contentSize: 9")),
-            "paddedSize is too small",
-        ),
-        (
-            Box::new(replace("paddedSize: ", "paddedSize: 0 #")),
-            "paddedSize is too small",
-        ),
-        (
-            Box::new(replace(
-                "originalCarHeaderSize: 59",
-                "originalCarHeaderSize: 60",
-            )),
-            "have 59 bytes",
-        ),
-        (
-            Box::new(replace("originalCarHeader: om", "originalCarHeader: !!om")),
-            "aliases and tags",
-        ),
-        (
-            Box::new(replace("originalCarHeader: om", "originalCarHeader: 'om m")),
-            "no YAML",
-        ),
-        (
-            Box::new(replace("originalCarHeader: om", "originalCarHeader: on")),
-            "no CARv1 header",
-        ),
-        (
-            Box::new(replace("originalCarHeader: om", "originalCarHeader: .m")),
-            "no base64",
-        ),
-    ];
-    for (change, expected) in cases {
-        let (code, text) = error_after(|folder| {
-            let path = metadata_of(folder);
-            let changed = change(fs::read_to_string(&path).unwrap());
-            fs::write(path, changed).unwrap();
-        })
-        .await;
-        assert_eq!(code, "pieces_invalid", "{text}");
-        assert!(text.contains(expected), "{expected}: {text}");
-        let names_file = text.contains("3/epoch-3-metadata.yaml");
-        assert!(names_file, "{text}");
+        };
+        assert_said(change, expected).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_the_whole_metadata_file_is_said() {
+    assert_said(|text| text.repeat(2), "car_pieces_meta is there twice").await;
+    assert_said(|text| text + "---\na: b\n", "more than one document").await;
+    for (file, expected) in [
+        (" ".to_owned(), "nothing"),
+        ("car_pieces_meta: [".to_owned(), "no YAML"),
+        ("[".repeat(20), "nested too deep"),
+        ("[".repeat(500_000), "no YAML"),
+        (" ".repeat(2 << 20), "more than the 1048576 bytes"),
+    ] {
+        assert_said(|_| file.clone(), expected).await;
     }
     // A content that is stated too short or too long for its file moves what follows.
     let (code, text) = error_after(|folder| {
