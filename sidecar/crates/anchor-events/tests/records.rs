@@ -10,7 +10,7 @@ use arrow_array::cast::AsArray as _;
 use arrow_array::types::{UInt16Type, UInt32Type};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use proptest::prelude::{Strategy as _, any, prop, prop_assert_eq, proptest};
+use proptest::prelude::{Strategy as _, any, prop, prop_assert, prop_assert_eq, proptest};
 
 const A: [u8; 32] = [11; 32];
 const B: [u8; 32] = [22; 32];
@@ -494,6 +494,63 @@ proptest! {
         prop_assert_eq!(&first, &run(&A, &[0, 1, 2], &[(0, 1, vec![]), (7, 9, vec![])], &lines));
         for (place, record) in first.records.iter().enumerate() {
             prop_assert_eq!(place, record.event_index as usize);
+        }
+    }
+
+    /// A log that was right but for flipped bits, cut and repeated or lost lines: nothing panics, what is found is bounded by what is there,
+    /// and the same again.
+    #[test]
+    fn a_damaged_log_is_survived(
+        damages in prop::collection::vec((0..5u8, any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..8u8), 0..6)
+    ) {
+        let mut lines: Vec<Vec<u8>> = [
+            invoke(&A, 1),
+            "Program log: Instruction: Swap".to_owned(),
+            data(&[7; 40]),
+            invoke(&B, 2),
+            data(&[1; 8]),
+            format!("{} {}", data(&[2; 20]), STANDARD.encode([3; 9])),
+            format!("Program {} consumed 2000 of 200000 compute units", name(&B)),
+            success(&B),
+            invoke(&C, 2),
+            format!("Program {} failed: custom program error: 0x1", name(&C)),
+            data(&[4; 16]),
+            success(&A),
+            "Log truncated".to_owned(),
+        ]
+        .map(String::into_bytes)
+        .into();
+        for (kind, line, at, bit) in damages {
+            if lines.is_empty() {
+                break;
+            }
+            let line = line.index(lines.len());
+            let length = lines[line].len();
+            match kind {
+                0 | 1 if length > 0 => lines[line][at.index(length)] ^= 1 << bit,
+                2 if length > 0 => lines[line].truncate(at.index(length)),
+                3 => {
+                    let to = at.index(lines.len());
+                    let moved = lines[line].clone();
+                    lines.insert(to, moved);
+                }
+                _ => {
+                    lines.remove(line);
+                }
+            }
+        }
+        let views: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
+        let instructions = [InstructionView { program_index: 0, accounts: &[], data: &[] }];
+        let transaction = TransactionView { instructions: &instructions, logs: Some(&views), ..empty() };
+        for program in KEYS {
+            let found = extract(&transaction, &program);
+            prop_assert_eq!(&found, &extract(&transaction, &program));
+            prop_assert!(found.records.len() <= lines.len());
+            let payloads: usize = found.records.iter().map(|record| record.payload.len()).sum();
+            prop_assert!(payloads <= lines.iter().map(Vec::len).sum());
+            for (place, record) in found.records.iter().enumerate() {
+                prop_assert_eq!(place, record.event_index as usize);
+            }
         }
     }
 }

@@ -140,7 +140,11 @@ impl Inflater {
         let mut capacity = stated.max(64);
         loop {
             self.buffer.clear();
-            self.buffer.reserve(capacity);
+            if self.buffer.capacity() < capacity {
+                // Growing it would hold the old buffer beside the new one.
+                self.buffer = Vec::new();
+                self.buffer.reserve_exact(capacity);
+            }
             let fault = match context.decompress_to_buffer(payload, &mut self.buffer) {
                 Ok(_) if self.buffer.len() > MAXIMUM_PAYLOAD_BYTES => return Err(TooLarge),
                 Ok(_) => return Ok(&self.buffer),
