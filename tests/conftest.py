@@ -23,6 +23,15 @@ for size in ("COLUMNS", "LINES"):
     os.environ.pop(size, None)
 
 
+WHOLE_STACKS = ("test_vanished", "test_browser", "test_dagster", "test_up", "test_crash_storm")
+"""Modules that run all of `uho up`, and mostly wait: minutes each."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest modules, so that where several run, none of them is left to one process at the end."""
+    items.sort(key=lambda item: item.path.stem not in WHOLE_STACKS)
+
+
 @contextmanager
 def short_home() -> Iterator[Path]:
     """A folder whose path is short enough for a socket's, and that the server's user can pass when we are root."""
