@@ -174,9 +174,10 @@ def test_a_failed_check_gives_its_reason_and_the_run_of_a_halted_program_the_way
         expect(page.get_by_text("Add the IDL version in force at these slots").first).to_be_visible()
         expect(page.get_by_text("trailing_bytes").first).to_be_visible()
     with seen(page, "plots"):
-        page.get_by_text("Plots").first.scroll_into_view_if_needed()
-        # A figure of every chunk's check, drawn over time.
-        expect(page.locator("canvas").first).to_be_visible()
+        # Figures of the chunks' checks, drawn over time.
+        plot = page.locator("canvas").first
+        plot.scroll_into_view_if_needed()
+        expect(plot).to_be_visible()
     before = len(runs_of(stack, KEYS[2]))
     partitions(page, stack, "vault_events", KEYS[2])
     launch(page)
