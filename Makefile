@@ -53,8 +53,8 @@ test-python: build
 faults: | prerequisites ## every fault of the network at 100 random places each: the same records, or an error (minutes)
 	cd sidecar && UHO_FAULT_PLACES=100 $(CARGO) test --locked -p old-faithful --test faults -- --nocapture fault
 
-crash: build ## crash backfills 180 times and what Dagster runs 20 times (at most 20 minutes), and compare with the truth
-	cd tests && ../.venv/bin/python crash_storm.py --crashes 180 --through-dagster 20 --minutes 20
+crash: build ## crash backfills 180 times and what Dagster runs 20 times (at most an hour), and compare with the truth
+	cd tests && ../.venv/bin/python crash_storm.py --crashes 180 --through-dagster 20 --minutes 60
 
 lint: build ## formatting, clippy pedantic, ruff, pyright strict
 	cd sidecar && $(CARGO) fmt --all --check

@@ -10,6 +10,7 @@ message says. Then everything is compared with the simulator's truth.
 
 import json
 import random
+import re
 import resource
 import shutil
 import time
@@ -53,6 +54,9 @@ FAULTS = (
 FULL_BYTES = (2_000, 60_000)
 NO_ANSWER = (requests.RequestException, ValueError, KeyError, IndexError, AssertionError, DagsterRefusedError)
 """What asking Dagster comes to while it, or its Postgres, is gone."""
+
+FAULT_WORDS = re.compile("fail|gone|timed out|etry")
+"""What the event log says where a run did not go as it should."""
 
 END_SECONDS = 600
 """Of a backfill with crashes in it."""
@@ -140,10 +144,10 @@ class Stage:
 
     def story(self, backfill: str, key: str) -> str:
         """Return how a chunk came to be red: how its runs ended, and what the ledger says of it."""
-        runs = self.stack.runs(dagster__backfill=backfill, dagster__partition=key)
+        runs = self.stack.runs(dagster__backfill=backfill, dagster__asset_partition_range_start=key)
         said = self.query(f"SELECT records_error, events_error FROM uho.chunk WHERE chunk_start = {int(key)}")
-        words = [line for run in runs for line in self.stack.messages(run["runId"]) if "fail" in line or "gone" in line]
-        return f"chunk {key}: {[run['status'] for run in runs]}; ledger: {said}; {words[-4:]}"
+        words = [line for run in runs for line in self.stack.messages(run["runId"]) if FAULT_WORDS.search(line)]
+        return f"chunk {key}: {[run['status'] for run in runs]}; ledger: {said}; {words[-8:]}"
 
     def missing(self) -> list[str]:
         """Return the keys of the chunks that are not proven."""
