@@ -16,7 +16,7 @@ from typing import Any
 import requests
 from services import built, free_port, wait_until
 
-from uho_pipelines.graphql import ask
+from uho_pipelines.graphql import DagsterRefusedError, ask
 from uho_pipelines.runtime.postgres import EmbeddedPostgres
 from uho_pipelines.warehouse import connect
 
@@ -35,7 +35,7 @@ query Runs($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { 
   runId status jobName tags { key value } } } } }"""
 MESSAGES = """
 query Messages($id: ID!) { logsForRun(runId: $id, limit: 500) { ... on EventConnection { events {
-  ... on MessageEvent { message } } } } }"""
+  ... on MessageEvent { message } } } ... on PythonError { message } ... on RunNotFoundError { message } } }"""
 
 
 @dataclass
@@ -86,7 +86,10 @@ class Dagster:
 
     def messages(self, run_id: str) -> list[str]:
         """Return what the event log says of a run."""
-        events = ask(self.url, MESSAGES, {"id": run_id})["logsForRun"]["events"]
+        answer = ask(self.url, MESSAGES, {"id": run_id})["logsForRun"]
+        if "message" in answer:
+            raise DagsterRefusedError("tell of a run", str(answer["message"]))
+        events = answer["events"]
         return [event["message"] for event in events if event.get("message")]
 
     def as_user(self, user: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:

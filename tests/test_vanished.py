@@ -150,6 +150,23 @@ def test_a_worker_killed_with_its_code_server(stack, archive, held, under_way):
     assert any("The process that it ran in is gone" in line for line in stack.messages(run)), stack.messages(run)
 
 
+def test_a_code_server_that_is_gone_when_a_run_is_to_begin_costs_nothing(stack, archive, held):
+    """Dagster by itself fails every run whose turn comes meanwhile, and gives up beginning it again."""
+    started = stack.launch("alice", "orderbook", [f"{FIRST_SLOT:010d}"])
+    backfill = started["backfillId"]
+    wait_until(lambda: stack.runs(dagster__backfill=backfill), "a run is queued", pause=0.05)
+    server = stack.child("code-server")
+    kill(server, *descendants(server))
+    wait_until(
+        lambda: backfill_progress(stack.url, backfill).ended, "the backfill ends", seconds=FOUND_SECONDS, pause=0.5
+    )
+    (run,) = stack.runs(dagster__backfill=backfill)
+    told = stack.messages(run["runId"])
+    assert run["status"] == "SUCCESS", told
+    assert any("re-submitting the run into the queue" in line for line in told), told
+    rows_are_true(stack, archive, 0)
+
+
 def test_a_killed_daemon_costs_nothing(stack, archive, held, under_way):
     backfill, _ = under_way(2)
     daemon = stack.child("dagster-daemon")
