@@ -108,6 +108,16 @@ def test_addresses_and_signatures_become_base58_and_bytes_stay():
         assert list(copied(column(values, pa.binary(width), "bytea"))) == values
 
 
+def test_addresses_that_come_again_and_those_that_share_a_place_have_texts_of_their_own():
+    """What was written is remembered by its last eight bytes."""
+    alike = [bytes([first, *[0] * 31]) for first in range(256)]
+    source = random.Random(7)
+    some = [source.randbytes(32) for _ in range(2_000)]
+    addresses = [*alike, *alike, *some, *source.choices(some, k=1_000)]
+    found = copied(column(addresses, pa.binary(32), "text"))
+    assert [value.decode() for value in found if value is not None] == [str(Pubkey(one)) for one in addresses]
+
+
 def test_instants_floats_booleans_and_paths():
     instant = datetime(1999, 12, 31, 23, 59, 58, tzinfo=UTC)
     for unit in ("s", "ms", "us"):

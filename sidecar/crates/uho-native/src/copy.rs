@@ -19,6 +19,7 @@ use arrow_array::{
 use arrow_buffer::NullBuffer;
 use arrow_schema::{DataType, Field, TimeUnit};
 
+use crate::address_texts::{AddressTexts, with_address_texts};
 use crate::numeric;
 
 /// Metadata key under which a field names its Postgres type.
@@ -111,13 +112,15 @@ pub fn encode_rows(batch: &RecordBatch, output: &mut Vec<u8>) -> Result<(), Copy
     }
 
     output.reserve(bytes);
-    for row in 0..rows {
-        output.extend_from_slice(&count.to_be_bytes());
-        for column in &columns {
-            column.write(row, output)?;
+    with_address_texts(|texts| {
+        for row in 0..rows {
+            output.extend_from_slice(&count.to_be_bytes());
+            for column in &columns {
+                column.write(row, texts, output)?;
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 struct Column<'a> {
@@ -337,7 +340,12 @@ impl<'a> Column<'a> {
         })
     }
 
-    fn write(&self, row: usize, output: &mut Vec<u8>) -> Result<(), CopyError> {
+    fn write(
+        &self,
+        row: usize,
+        texts: &mut AddressTexts,
+        output: &mut Vec<u8>,
+    ) -> Result<(), CopyError> {
         if self.nulls.is_some_and(|nulls| nulls.is_null(row)) {
             output.extend_from_slice(&(-1i32).to_be_bytes());
             return Ok(());
@@ -374,12 +382,8 @@ impl<'a> Column<'a> {
             Values::Bytea(array) => put(output, array.value(row)),
             Values::FixedBytea(array) => put(output, array.value(row)),
             Values::Address(array) => {
-                let mut text = [0; 44];
-                let length = array
-                    .value(row)
-                    .try_into()
-                    .map_or(0, |bytes| five8::encode_32(bytes, &mut text));
-                put(output, &text[..usize::from(length)]);
+                let address = array.value(row).try_into();
+                put(output, address.map_or(&[], |address| texts.text(address)));
             }
             Values::Signature(array) => {
                 let mut text = [0; 88];

@@ -5,6 +5,7 @@
 //! Arrow data crosses by the Arrow C data interface, without copying; the interpreter is released while
 //! batches are decoded and encoded. `uho_native.pyi` beside this crate is the user's documentation.
 
+mod address_texts;
 mod certificate;
 pub mod copy;
 mod decoder;
