@@ -55,7 +55,7 @@ FULL_BYTES = (2_000, 60_000)
 NO_ANSWER = (requests.RequestException, ValueError, KeyError, IndexError, AssertionError, DagsterRefusedError)
 """What asking Dagster comes to while it, or its Postgres, is gone."""
 
-FAULT_WORDS = re.compile("fail|gone|timed out|etry")
+FAULT_WORDS = re.compile("fail|gone|timed out|retry", re.IGNORECASE)
 """What the event log says where a run did not go as it should."""
 
 END_SECONDS = 600
@@ -143,11 +143,19 @@ class Stage:
         return wait_until(told, "Dagster tells of a run", pause=0.5)
 
     def story(self, backfill: str, key: str) -> str:
-        """Return how a chunk came to be red: how its runs ended, and what the ledger says of it."""
-        runs = self.stack.runs(dagster__backfill=backfill, dagster__asset_partition_range_start=key)
+        """Return how a chunk came to be red: how its runs ended, and what the ledger says of it, once Dagster says."""
+
+        def told() -> str:
+            with suppress(*NO_ANSWER):
+                runs = self.stack.runs(dagster__backfill=backfill, dagster__asset_partition_range_start=key)
+                lines = [line for run in runs for line in self.stack.messages(run["runId"])]
+                words = [line for line in lines if FAULT_WORDS.search(line)]
+                return f"{[run['status'] for run in runs]}; {words[-8:]}"
+            return ""
+
+        of_runs = wait_until(told, "Dagster tells of a chunk's runs", pause=0.5)
         said = self.query(f"SELECT records_error, events_error FROM uho.chunk WHERE chunk_start = {int(key)}")
-        words = [line for run in runs for line in self.stack.messages(run["runId"]) if FAULT_WORDS.search(line)]
-        return f"chunk {key}: {[run['status'] for run in runs]}; ledger: {said}; {words[-8:]}"
+        return f"chunk {key}: ledger: {said}; {of_runs}"
 
     def missing(self) -> list[str]:
         """Return the keys of the chunks that are not proven."""
@@ -254,11 +262,9 @@ def _strike(on: Stage, chosen: random.Random, fault: str, worker: int) -> None:
     if fault == "kill worker":
         kill(worker)
     elif fault == "kill worker and code server":
-        server = on.stack.child("code-server")
-        kill(server, *descendants(server), worker)
+        kill(*on.stack.tree("code-server"), worker)
     elif fault == "kill daemon":
-        daemon = on.stack.child("dagster-daemon")
-        kill(daemon, *descendants(daemon))
+        kill(*on.stack.tree("dagster-daemon"))
     elif fault == "kill sidecar":
         kill(on.stack.child("uho-sidecar"))
     elif fault == "kill postgres":

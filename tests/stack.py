@@ -78,6 +78,11 @@ class Dagster:
         assert self.process is not None
         return next(child for child in descendants(self.process.pid) if command in command_line(child))
 
+    def tree(self, command: str) -> list[int]:
+        """Return the ids of that process and of all that it started."""
+        child = self.child(command)
+        return [child, *descendants(child)]
+
     def worker(self, run_id: str) -> int:
         """Return the process id of a run's worker, as the event log tells it."""
         started = "Started process for run (pid: "
@@ -85,12 +90,15 @@ class Dagster:
         return int(told[-1].removeprefix(started).rstrip(")."))
 
     def messages(self, run_id: str) -> list[str]:
-        """Return what the event log says of a run."""
+        """Return what the event log says of a run.
+
+        Raises:
+            DagsterRefusedError: it does not know the run, or its storage does not answer.
+        """
         answer = ask(self.url, MESSAGES, {"id": run_id})["logsForRun"]
         if "message" in answer:
             raise DagsterRefusedError("tell of a run", str(answer["message"]))
-        events = answer["events"]
-        return [event["message"] for event in events if event.get("message")]
+        return [event["message"] for event in answer["events"] if event.get("message")]
 
     def as_user(self, user: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """Ask GraphQL as the proxy does for this person."""

@@ -87,6 +87,12 @@ def under_way(stack, held):
     held.release()
 
 
+def wait_for_the_end(stack: Dagster, backfill: str) -> None:
+    wait_until(
+        lambda: backfill_progress(stack.url, backfill).ended, "the backfill ends", seconds=FOUND_SECONDS, pause=0.5
+    )
+
+
 def ends_with_the_truth(stack: Dagster, archive, place: int, backfill: str) -> None:
     """Wait until the backfill has ended by itself, its first run given up; compare the rows with the truth."""
     began = time.monotonic()
@@ -97,9 +103,7 @@ def ends_with_the_truth(stack: Dagster, archive, place: int, backfill: str) -> N
         pause=0.5,
     )
     found = time.monotonic()
-    wait_until(
-        lambda: backfill_progress(stack.url, backfill).ended, "the backfill ends", seconds=FOUND_SECONDS, pause=0.5
-    )
+    wait_for_the_end(stack, backfill)
     log.info("taken up after %.1f s, ended after %.1f s", found - began, time.monotonic() - began)
     runs = stack.runs(dagster__backfill=backfill)
     told = "\n".join(line for run in runs for line in (run["status"], *stack.messages(run["runId"])))
@@ -143,8 +147,7 @@ def test_a_killed_worker(stack, archive, held, under_way):
 
 def test_a_worker_killed_with_its_code_server(stack, archive, held, under_way):
     backfill, run = under_way(1)
-    server = stack.child("code-server")
-    kill(server, *descendants(server), stack.worker(run))
+    kill(*stack.tree("code-server"), stack.worker(run))
     held.release()
     ends_with_the_truth(stack, archive, 1, backfill)
     assert any("The process that it ran in is gone" in line for line in stack.messages(run)), stack.messages(run)
@@ -155,11 +158,8 @@ def test_a_code_server_that_is_gone_when_a_run_is_to_begin_costs_nothing(stack, 
     started = stack.launch("alice", "orderbook", [f"{FIRST_SLOT:010d}"])
     backfill = started["backfillId"]
     wait_until(lambda: stack.runs(dagster__backfill=backfill), "a run is queued", pause=0.05)
-    server = stack.child("code-server")
-    kill(server, *descendants(server))
-    wait_until(
-        lambda: backfill_progress(stack.url, backfill).ended, "the backfill ends", seconds=FOUND_SECONDS, pause=0.5
-    )
+    kill(*stack.tree("code-server"))
+    wait_for_the_end(stack, backfill)
     (run,) = stack.runs(dagster__backfill=backfill)
     told = stack.messages(run["runId"])
     assert run["status"] == "SUCCESS", told
@@ -169,13 +169,10 @@ def test_a_code_server_that_is_gone_when_a_run_is_to_begin_costs_nothing(stack, 
 
 def test_a_killed_daemon_costs_nothing(stack, archive, held, under_way):
     backfill, _ = under_way(2)
-    daemon = stack.child("dagster-daemon")
-    kill(daemon, *descendants(daemon))
+    kill(*stack.tree("dagster-daemon"))
     began = time.monotonic()
     held.release()
-    wait_until(
-        lambda: backfill_progress(stack.url, backfill).ended, "the backfill ends", seconds=FOUND_SECONDS, pause=0.5
-    )
+    wait_for_the_end(stack, backfill)
     log.info("ended after %.1f s", time.monotonic() - began)
     assert [run["status"] for run in stack.runs(dagster__backfill=backfill)] == ["SUCCESS"]
     rows_are_true(stack, archive, 2)
@@ -226,5 +223,5 @@ def test_cancelled_in_the_ui(stack, archive, held, under_way, what):
     assert manifest is None or not manifest.complete
     held.release()
     again = stack.launch("alice", "orderbook", [f"{start:010d}"])
-    wait_until(lambda: backfill_progress(stack.url, again["backfillId"]).ended, "the end", pause=0.5)
+    wait_for_the_end(stack, again["backfillId"])
     rows_are_true(stack, archive, place)
