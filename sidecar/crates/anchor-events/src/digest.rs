@@ -26,11 +26,12 @@ const USUAL_ROW_BYTES: usize = 512;
 /// and metadata aside).
 pub fn record_digest(batch: &RecordBatch) -> Result<u128, RecordError> {
     let rows = RowDigests::new(batch)?;
-    Ok((0..batch.num_rows()).fold(0u128, |sum, row| sum.wrapping_add(rows.row(row))))
+    Ok(rows.iter().fold(0u128, u128::wrapping_add))
 }
 
 /// The digests of a batch's rows one by one, for callers who keep a sum per program.
 pub struct RowDigests<'a> {
+    rows: usize,
     columns: Vec<Column<'a>>,
     accounts: Option<Column<'a>>,
 }
@@ -78,23 +79,30 @@ impl<'a> RowDigests<'a> {
             }
             _ => None,
         };
-        Ok(Self { columns, accounts })
+        Ok(Self {
+            rows: batch.num_rows(),
+            columns,
+            accounts,
+        })
     }
 
-    /// The digest of one row.
-    pub fn row(&self, row: usize) -> u128 {
-        // Hashed in one go: a hasher spends more on many small updates than on the bytes.
+    /// The digests of the rows, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = u128> {
         let mut text = Vec::with_capacity(USUAL_ROW_BYTES);
-        for column in &self.columns {
-            column.write(row, &mut text);
-        }
-        if let Some(accounts) = self.accounts.as_ref().filter(|of| of.array().is_valid(row)) {
-            accounts.write(row, &mut text);
-        }
-        let hash = Sha256::digest(&text);
-        let mut first = [0; 16];
-        first.copy_from_slice(&hash[..16]);
-        u128::from_le_bytes(first)
+        (0..self.rows).map(move |row| {
+            // Hashed in one go: a hasher spends more on many small updates than on the bytes.
+            text.clear();
+            for column in &self.columns {
+                column.write(row, &mut text);
+            }
+            if let Some(accounts) = self.accounts.as_ref().filter(|of| of.array().is_valid(row)) {
+                accounts.write(row, &mut text);
+            }
+            let hash = Sha256::digest(&text);
+            let mut first = [0; 16];
+            first.copy_from_slice(&hash[..16]);
+            u128::from_le_bytes(first)
+        })
     }
 }
 

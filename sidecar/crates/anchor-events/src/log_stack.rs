@@ -40,9 +40,30 @@ pub(crate) enum LogLine<'a> {
     Other,
 }
 
+/// A transaction names its programs in line after line: those that were decoded are remembered.
+#[derive(Default)]
+pub(crate) struct ProgramNames<'a>(Vec<(&'a [u8], Address)>);
+
+impl<'a> ProgramNames<'a> {
+    /// More than a transaction has, but for one that is made to be searched for long.
+    const MOST: usize = 16;
+
+    /// The address that a name is; none when it is not one.
+    fn address(&mut self, name: &'a [u8]) -> Option<Address> {
+        if let Some((_, known)) = self.0.iter().find(|(known, _)| *known == name) {
+            return Some(*known);
+        }
+        let address = parse_address(name)?;
+        if self.0.len() < Self::MOST {
+            self.0.push((name, address));
+        }
+        Some(address)
+    }
+}
+
 impl<'a> LogLine<'a> {
     /// Classifies one line.
-    pub(crate) fn parse(line: &'a [u8]) -> Self {
+    pub(crate) fn parse(line: &'a [u8], names: &mut ProgramNames<'a>) -> Self {
         if line == b"Log truncated" {
             return Self::Truncated;
         }
@@ -67,7 +88,7 @@ impl<'a> LogLine<'a> {
         if !closes && depth.is_none() {
             return Self::Other;
         }
-        let Some(program) = parse_address(name) else {
+        let Some(program) = names.address(name) else {
             return Self::Other;
         };
         match depth {

@@ -17,7 +17,7 @@ use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::log_stack::{InstructionPath, LogLine, LogStack};
+use crate::log_stack::{InstructionPath, LogLine, LogStack, ProgramNames};
 
 /// A Solana address: the 32 bytes of an account key or program id.
 pub type Address = [u8; 32];
@@ -209,8 +209,9 @@ impl<'a> Extraction<'a> {
             transaction.instructions,
             transaction.inner_instructions,
         );
+        let mut names = ProgramNames::default();
         for line in logs {
-            match LogLine::parse(line) {
+            match LogLine::parse(line, &mut names) {
                 LogLine::Invoke { program, depth } => {
                     let fits = stack.invoke(program, depth);
                     self.decide(fits);
@@ -231,10 +232,9 @@ impl<'a> Extraction<'a> {
                     None => self.found.counts.orphan_data_lines += 1,
                 },
                 LogLine::Text(text) => {
-                    if looks_like_base64(text)
-                        && stack
-                            .speaker()
-                            .is_some_and(|(speaker, _)| speaker == *self.program)
+                    let speaker = stack.speaker();
+                    if speaker.is_some_and(|(speaker, _)| speaker == *self.program)
+                        && looks_like_base64(text)
                     {
                         self.found.counts.logged_base64_lines += 1;
                     }
@@ -333,7 +333,11 @@ fn decode_fields(fields: &[u8]) -> Option<Vec<u8>> {
 /// Whether a text is nothing but base64 of at least 16 bytes: a discriminator and a field.
 fn looks_like_base64(text: &[u8]) -> bool {
     const LEAST_TEXT: usize = 24;
-    text.len() >= LEAST_TEXT && text.len().is_multiple_of(4) && STANDARD.decode(text).is_ok()
+    text.len() >= LEAST_TEXT
+        && text.len().is_multiple_of(4)
+        // Nearly all text has spaces: nothing is allocated for it.
+        && !text.contains(&b' ')
+        && STANDARD.decode(text).is_ok()
 }
 
 /// The Arrow schema of records: fixed names, order and types. Only `block_time` can be null.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use crate::certificate::{BlockLink, Certificate, IndexKind, Tail};
+use crate::certificate::{BlockLink, Certificate, IndexKind, ProgramCounts, Tail};
 use crate::error::ArchiveError;
 use crate::model::{Pubkey, SLOTS_PER_EPOCH, ScanEvent, Verify};
 use crate::place::Place;
@@ -13,6 +13,8 @@ use crate::scanner::{BlockCounts, ScannedBlock};
 #[derive(Debug)]
 pub(crate) struct Assembler {
     programs: Vec<Pubkey>,
+    /// Counts of the stretch, in the order of `programs`.
+    counts: Vec<ProgramCounts>,
     checkpoint_slots: u64,
     /// From the scan's start to the last checkpoint.
     total: Certificate,
@@ -33,7 +35,8 @@ impl Assembler {
         index: IndexKind,
         verify: Verify,
     ) -> Self {
-        let mut assembler = Self {
+        Self {
+            counts: vec![ProgramCounts::default(); programs.len()],
             programs,
             checkpoint_slots,
             total: Certificate::empty(start, index, verify),
@@ -41,9 +44,7 @@ impl Assembler {
             last_slot: None,
             older: BTreeSet::new(),
             events: VecDeque::new(),
-        };
-        assembler.begin_stretch(start);
-        assembler
+        }
     }
 
     /// The next event for the consumer.
@@ -84,10 +85,9 @@ impl Assembler {
         self.count(&scanned.counts);
         for transaction in &block.matches {
             for mention in &transaction.mentions {
-                let Some(program) = self.programs.get(usize::from(mention.program)) else {
+                let Some(counts) = self.counts.get_mut(usize::from(mention.program)) else {
                     continue;
                 };
-                let counts = self.stretch.program_mut(program);
                 counts.matched += 1;
                 counts.matched_by_lookup_only += u64::from(mention.lookup_only);
                 counts.failed += u64::from(transaction.failed());
@@ -185,6 +185,10 @@ impl Assembler {
         let mut stretch =
             std::mem::replace(&mut self.stretch, Certificate::empty(slot, index, verify));
         stretch.end_slot = slot;
+        // Every certificate names all programs, also those of which nothing was found.
+        for (program, counts) in self.programs.iter().zip(&mut self.counts) {
+            *stretch.program_mut(program) = std::mem::take(counts);
+        }
         if start < slot {
             stretch.epochs = (start / SLOTS_PER_EPOCH..=(slot - 1) / SLOTS_PER_EPOCH).collect();
             if stretch
@@ -208,15 +212,6 @@ impl Assembler {
             slot,
             certificate: stretch,
         });
-        self.begin_stretch(slot);
         Ok(())
-    }
-
-    /// Every certificate names all programs, also those of which nothing was found.
-    fn begin_stretch(&mut self, start: u64) {
-        self.stretch.start_slot = start;
-        for program in &self.programs {
-            self.stretch.program_mut(program);
-        }
     }
 }

@@ -16,6 +16,7 @@ use crate::model::{BareScanRequest, ScanEvent};
 use crate::place::Place;
 use crate::scanner::{BlockScanner, ScannedBlock};
 use crate::segment::feed_error;
+use crate::transaction::TransactionReader;
 
 /// Events that wait for the consumer, at most.
 const WAITING_EVENTS: usize = 16;
@@ -97,7 +98,8 @@ fn read(
     };
 
     let filter = Arc::new(ProgramFilter::new(&request.programs));
-    let mut scanner = BlockScanner::new(filter, request.verify, Arc::default());
+    let mut transactions = TransactionReader::new(filter, request.verify, Arc::default());
+    let mut scanner = BlockScanner::new(request.verify);
     let mut feed = SectionFeed::new(header as u64);
     let mut sum = Sum {
         car: Arc::clone(&car),
@@ -110,7 +112,7 @@ fn read(
     loop {
         let mut ready = Vec::new();
         feed.push(&buffer[from..count], |section| {
-            ready.extend(scanner.section(&section, &car)?);
+            ready.extend(scanner.section(&section, &car, &mut transactions)?);
             Ok(())
         })
         .map_err(|error| feed_error(&car, error))?;

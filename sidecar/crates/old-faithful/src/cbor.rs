@@ -49,18 +49,18 @@ impl<'a> Cursor<'a> {
         self.at >= self.bytes.len()
     }
 
-    #[inline]
+    #[inline(always)]
     fn fault(&self, reason: &'static str) -> Malformed {
         Malformed::new(reason, self.at)
     }
 
-    #[inline]
+    #[inline(always)]
     fn left(&self) -> usize {
         self.bytes.len() - self.at
     }
 
     /// Reads `count` bytes.
-    #[inline]
+    #[inline(always)]
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
         let end = self.at.checked_add(count);
         match end.and_then(|end| self.bytes.get(self.at..end)) {
@@ -73,7 +73,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads an item's head: its major type and its value or length.
-    #[inline]
+    #[inline(always)]
     fn head(&mut self) -> Result<(u8, u64), Malformed> {
         let Some(&first) = self.bytes.get(self.at) else {
             return Err(self.fault("it ends where a value should begin"));
@@ -93,7 +93,7 @@ impl<'a> Cursor<'a> {
         Ok((major, value))
     }
 
-    #[inline]
+    #[inline(always)]
     fn array_of<const COUNT: usize>(&mut self) -> Result<[u8; COUNT], Malformed> {
         match self.bytes.get(self.at..).and_then(<[u8]>::first_chunk) {
             Some(taken) => {
@@ -105,7 +105,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads an array's head: the number of its elements, each of which takes at least a byte.
-    #[inline]
+    #[inline(always)]
     pub fn array(&mut self) -> Result<usize, Malformed> {
         match self.head()? {
             (ARRAY, count) => self.bounded(count),
@@ -114,7 +114,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads an array's head, or null (as `None`).
-    #[inline]
+    #[inline(always)]
     pub fn optional_array(&mut self) -> Result<Option<usize>, Malformed> {
         match self.head()? {
             (ARRAY, count) => self.bounded(count).map(Some),
@@ -123,7 +123,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn bounded(&self, count: u64) -> Result<usize, Malformed> {
         usize::try_from(count)
             .ok()
@@ -132,7 +132,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads an unsigned integer.
-    #[inline]
+    #[inline(always)]
     pub fn unsigned(&mut self) -> Result<u64, Malformed> {
         match self.head()? {
             (UNSIGNED, value) => Ok(value),
@@ -141,7 +141,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads an unsigned integer, or null (as `None`).
-    #[inline]
+    #[inline(always)]
     pub fn optional_unsigned(&mut self) -> Result<Option<u64>, Malformed> {
         match self.head()? {
             (UNSIGNED, value) => Ok(Some(value)),
@@ -151,7 +151,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads 64 bits that were written as an integer of either sign, or null (as `None`).
-    #[inline]
+    #[inline(always)]
     pub fn optional_bits(&mut self) -> Result<Option<u64>, Malformed> {
         match self.head()? {
             (UNSIGNED, value) => Ok(Some(value)),
@@ -175,7 +175,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads a byte string.
-    #[inline]
+    #[inline(always)]
     pub fn byte_string(&mut self) -> Result<&'a [u8], Malformed> {
         match self.head()? {
             (BYTES, count) => {

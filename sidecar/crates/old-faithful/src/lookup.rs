@@ -3,7 +3,7 @@
 //! decompressed from another's.
 //!
 //! [`LearnedTables`] belongs to an archive and serves all its scans, whatever they look for; [`Dismissals`] is what
-//! one scanner made of it for its programs, without locks. Both only ever dismiss: a transaction that is not
+//! one reader of transactions made of it for its programs, without locks. Both only ever dismiss: a transaction that is not
 //! dismissed has its metadata decompressed, and the keys themselves decide.
 
 use std::borrow::Borrow;
@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::filter::{ProgramFilter, fingerprint};
 use crate::lookup_file::{Contents, Headers};
+use crate::metadata::LoadedKeys;
 use crate::model::Pubkey;
 use crate::wire::WireTransaction;
 
@@ -26,7 +27,7 @@ const MAXIMUM_BYTES: usize = 32 << 20;
 const PARTS: usize = 64;
 /// Roughly the memory of a table without its fingerprints, in bytes.
 const TABLE_BYTES: usize = 160;
-/// Tables of one scanner, at most, of about 100 bytes each. Beyond it, all are taken from the archive's anew.
+/// Tables of one reader of transactions, at most, of about 100 bytes each. Beyond it, all are taken from the archive's anew.
 const MAXIMUM_DISMISSED: usize = 20_000;
 
 /// Epochs whose CAR headers are remembered, at most: the newest.
@@ -246,7 +247,7 @@ impl LearnedTables {
     }
 }
 
-/// Indexes of a table that are none of a scanner's programs. A cache line: to look one up is all that most lookups
+/// Indexes of a table that are none of the programs looked for. A cache line: to look one up is all that most lookups
 /// cost, in a set that no near cache holds beside the archive's bytes.
 #[derive(Debug)]
 #[repr(align(64))]
@@ -275,7 +276,7 @@ impl PartialEq for Dismissed {
 
 impl Eq for Dismissed {}
 
-/// What one scanner knows not to be any of its programs.
+/// What one reader of transactions knows not to be any of the programs looked for.
 #[derive(Debug, Default)]
 pub(crate) struct Dismissals(HashSet<Dismissed, RandomState>);
 
@@ -310,10 +311,13 @@ impl Dismissals {
     }
 }
 
-/// Learns from a transaction whose loaded keys are `keys`: all tables' writable ones, then all tables' readonly
-/// ones, as many as the transaction asks for.
-pub(crate) fn learn(learned: &LearnedTables, transaction: &WireTransaction<'_>, keys: &[Pubkey]) {
-    let (mut writable, mut readonly) = keys.split_at(transaction.loaded_writable.min(keys.len()));
+/// Learns from a transaction whose loaded keys are `loaded`, as many as it asks for.
+pub(crate) fn learn(
+    learned: &LearnedTables,
+    transaction: &WireTransaction<'_>,
+    loaded: &LoadedKeys,
+) {
+    let (mut writable, mut readonly) = (&loaded.writable[..], &loaded.readonly[..]);
     for lookup in transaction.lookups() {
         for (indexes, keys) in [
             (lookup.writable, &mut writable),

@@ -28,26 +28,22 @@ pub(crate) struct Matches {
 }
 
 impl Matches {
-    /// Takes a transaction as sent and its decompressed metadata. Whether that could be read; if not, it is as if there
-    /// were none.
+    /// Takes a transaction as sent, and its decompressed metadata where that can be read.
     pub(crate) fn add(
         &mut self,
         place: TransactionPlace,
         mentions: Vec<Mention>,
         sent: &[u8],
-        metadata: Option<&[u8]>,
-    ) -> bool {
+        metadata: Option<(&[u8], Summary)>,
+    ) {
         let sent = self.keep(sent);
-        let read = metadata.and_then(|bytes| Some((bytes, Summary::read(bytes).ok()?)));
-        let metadata_read = read.is_some() || metadata.is_none();
-        let metadata = read.map(|(bytes, summary)| (self.keep(bytes), summary));
+        let metadata = metadata.map(|(bytes, summary)| (self.keep(bytes), summary));
         self.found.push(Found {
             place,
             mentions,
             sent,
             metadata,
         });
-        metadata_read
     }
 
     fn keep(&mut self, bytes: &[u8]) -> Range<usize> {
@@ -59,12 +55,6 @@ impl Matches {
     /// The memory that they take, in bytes.
     pub(crate) fn memory(&self) -> usize {
         self.bytes.len() + self.found.len() * size_of::<MatchedTransaction>()
-    }
-
-    /// Forgets them.
-    pub(crate) fn clear(&mut self) {
-        self.found.clear();
-        self.bytes.clear();
     }
 
     /// Hands them on, and begins anew.

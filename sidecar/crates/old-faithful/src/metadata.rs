@@ -12,6 +12,7 @@ use crate::dataframe::MAXIMUM_PAYLOAD_BYTES;
 use crate::error::Malformed;
 use crate::model::Pubkey;
 use crate::protobuf::Fields;
+use crate::wire::WireTransaction;
 
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// What is first tried for a frame that does not say how large its content is, in bytes.
@@ -162,39 +163,50 @@ impl Inflater {
     }
 }
 
-/// Finds the keys loaded from lookup tables, writable ones first, and calls `key` with each. Returns how many
-/// there were of either. Bincode has none, for it is older than lookup tables, and is read for its layout only.
-pub fn loaded_keys<'a>(
-    decompressed: &'a [u8],
-    mut key: impl FnMut(&'a Pubkey),
-) -> Result<(usize, usize), Malformed> {
-    let mut counts = (0, 0);
-    match Format::of(decompressed) {
-        Format::Absent => return Err(ABSENT),
-        Format::Bincode => {
-            return bincode::parse(decompressed).map(|_| counts);
-        }
-        Format::Protobuf => {}
+/// The keys that metadata says were loaded from lookup tables; reused from one transaction to the next.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct LoadedKeys {
+    /// Writable ones, over all tables.
+    pub writable: Vec<Pubkey>,
+    /// Readonly ones, over all tables.
+    pub readonly: Vec<Pubkey>,
+}
+
+impl LoadedKeys {
+    /// All of them, as instructions count them: writable, then readonly.
+    pub fn iter(&self) -> impl Iterator<Item = &Pubkey> {
+        self.writable.iter().chain(&self.readonly)
     }
-    for field in Fields::new(decompressed) {
-        let (number, value) = field?;
-        if number == 12 || number == 13 {
-            key(as_key(value.bytes()?)?);
-            if number == 12 {
-                // Fields are written in ascending order; any other would mix up the keys.
-                if counts.1 > 0 {
-                    return Err(Malformed::new(
-                        "the metadata's loaded keys are out of order",
-                        0,
-                    ));
-                }
-                counts.0 += 1;
-            } else {
-                counts.1 += 1;
+
+    /// Reads them, and nothing else that the metadata says. Bincode has none, for it is older than lookup tables, and is
+    /// read for its layout only.
+    pub fn read(&mut self, decompressed: &[u8]) -> Result<(), Malformed> {
+        self.clear();
+        match Format::of(decompressed) {
+            Format::Absent => return Err(ABSENT),
+            Format::Bincode => return bincode::parse(decompressed).map(|_| ()),
+            Format::Protobuf => {}
+        }
+        for field in Fields::new(decompressed) {
+            match field? {
+                (12, value) => self.writable.push(*as_key(value.bytes()?)?),
+                (13, value) => self.readonly.push(*as_key(value.bytes()?)?),
+                _ => {}
             }
         }
+        Ok(())
     }
-    Ok(counts)
+
+    /// Whether they are as many of either kind as the transaction asks for.
+    pub(crate) fn are_of(&self, transaction: &WireTransaction<'_>) -> bool {
+        self.writable.len() == transaction.loaded_writable
+            && self.readonly.len() == transaction.loaded_readonly
+    }
+
+    fn clear(&mut self) {
+        self.writable.clear();
+        self.readonly.clear();
+    }
 }
 
 fn as_key(bytes: &[u8]) -> Result<&Pubkey, Malformed> {
@@ -263,8 +275,10 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    /// Reads metadata that [`Metadata::parse`] reads, and refuses what it refuses; nothing is allocated.
-    pub(crate) fn read(decompressed: &[u8]) -> Result<Self, Malformed> {
+    /// Reads metadata that [`Metadata::parse`] reads, and refuses what it refuses. `loaded` gets the loaded
+    /// keys, those before a fault too.
+    pub(crate) fn read(decompressed: &[u8], loaded: &mut LoadedKeys) -> Result<Self, Malformed> {
+        loaded.clear();
         if Format::of(decompressed) != Format::Protobuf {
             return Metadata::parse(decompressed).map(|metadata| Self {
                 failed: metadata.err.is_some(),
@@ -272,13 +286,12 @@ impl Summary {
             });
         }
         let (mut logs, mut inner) = (Count(0), Count(0));
-        let (mut writable, mut readonly) = (Count(0), Count(0));
         let fields = Protobuf::read(
             decompressed,
             &mut logs,
             &mut inner,
-            &mut writable,
-            &mut readonly,
+            &mut loaded.writable,
+            &mut loaded.readonly,
         )?;
         Ok(Self {
             failed: fields.err.is_some(),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::certificate::Certificate;
 use crate::error::Malformed;
-use crate::metadata::{Metadata, Summary};
+use crate::metadata::{LoadedKeys, Metadata, Summary};
 use crate::wire::{WireInstruction, WireTransaction};
 
 /// A 32-byte account or program address.
@@ -183,7 +183,7 @@ impl MatchedTransaction {
         metadata: Option<Bytes>,
     ) -> Self {
         let read = metadata.and_then(|bytes| {
-            let summary = Summary::read(&bytes).ok()?;
+            let summary = Summary::read(&bytes, &mut LoadedKeys::default()).ok()?;
             Some((bytes, summary))
         });
         Self::with_summary(place, mentions, sent, read)

@@ -51,7 +51,7 @@ impl Kind {
 }
 
 /// Reads a node's array head and kind; the number of elements after the kind.
-#[inline]
+#[inline(always)]
 fn begin(cursor: &mut Cursor<'_>, kind: u64, least: usize) -> Result<usize, Malformed> {
     let count = cursor.array()?;
     if count < least + 1 {
@@ -64,7 +64,7 @@ fn begin(cursor: &mut Cursor<'_>, kind: u64, least: usize) -> Result<usize, Malf
 }
 
 /// Reads fields that this reader does not know.
-#[inline]
+#[inline(always)]
 fn skip_rest(cursor: &mut Cursor<'_>, count: usize) -> Result<(), Malformed> {
     for _ in 0..count {
         cursor.skip()?;
@@ -72,7 +72,7 @@ fn skip_rest(cursor: &mut Cursor<'_>, count: usize) -> Result<(), Malformed> {
     Ok(())
 }
 
-#[inline]
+#[inline(always)]
 fn end(cursor: &Cursor<'_>) -> Result<(), Malformed> {
     if cursor.is_at_end() {
         Ok(())
@@ -105,7 +105,7 @@ impl<'a> DataFrame<'a> {
         Ok(frame)
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(cursor: &mut Cursor<'a>) -> Result<Self, Malformed> {
         let count = begin(cursor, 6, 4)?;
         let hash = cursor.optional_bits()?;
@@ -146,7 +146,7 @@ pub struct TransactionNode<'a> {
 
 impl<'a> TransactionNode<'a> {
     /// Parses a node.
-    #[inline]
+    #[inline(always)]
     pub fn parse(node: &'a [u8]) -> Result<Self, Malformed> {
         let mut cursor = Cursor::new(node);
         let count = begin(&mut cursor, 0, 3)?;

@@ -49,8 +49,17 @@ impl<'a> Fields<'a> {
         Err(Malformed::new(reason, self.at))
     }
 
-    #[inline]
+    #[inline(always)]
     fn varint(&mut self) -> Result<u64, Malformed> {
+        // Nearly all numbers, lengths and tags are a single byte.
+        if let Some(&byte @ ..0x80) = self.bytes.get(self.at) {
+            self.at += 1;
+            return Ok(u64::from(byte));
+        }
+        self.long_varint()
+    }
+
+    fn long_varint(&mut self) -> Result<u64, Malformed> {
         let mut value = 0_u64;
         for place in 0..10 {
             let Some(&byte) = self.bytes.get(self.at) else {
@@ -65,7 +74,7 @@ impl<'a> Fields<'a> {
         self.fault("a number of the metadata has more than 64 bits")
     }
 
-    #[inline]
+    #[inline(always)]
     fn take(&mut self, count: u64) -> Result<&'a [u8], Malformed> {
         let end = usize::try_from(count)
             .ok()
@@ -79,7 +88,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn field(&mut self) -> Result<(u64, Value<'a>), Malformed> {
         let tag = self.varint()?;
         let number = tag >> 3;
@@ -103,7 +112,7 @@ impl<'a> Fields<'a> {
 impl<'a> Iterator for Fields<'a> {
     type Item = Result<(u64, Value<'a>), Malformed>;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         if self.at >= self.bytes.len() {
             return None;

@@ -23,6 +23,7 @@ use crate::place::Place;
 use crate::scanner::BlockScanner;
 use crate::segment::feed_error;
 use crate::slot_to_cid::SlotToCid;
+use crate::transaction::TransactionReader;
 
 /// Slots whose index entries are read at once: 24 KiB.
 const WINDOW_SLOTS: u64 = 2_048;
@@ -40,8 +41,7 @@ const GUESSES: u32 = 4;
 #[derive(Debug)]
 pub struct Sampler {
     archive: Archive,
-    filter: Arc<ProgramFilter>,
-    scanner: Option<BlockScanner>,
+    transactions: TransactionReader,
     parts: Vec<Part>,
     bytes: u64,
     next_draw: u64,
@@ -121,8 +121,11 @@ impl Archive {
         }
         Ok(Sampler {
             archive: self.clone(),
-            filter: Arc::new(ProgramFilter::new(programs)),
-            scanner: None,
+            transactions: TransactionReader::new(
+                Arc::new(ProgramFilter::new(programs)),
+                Verify::Full,
+                Arc::clone(&self.learned),
+            ),
             bytes: parts
                 .iter()
                 .map(|part| part.bytes.end - part.bytes.start)
@@ -250,14 +253,7 @@ impl Sampler {
     /// Reads a block whole, and compares every section with its CID.
     pub async fn read(&mut self, drawn: &DrawnBlock) -> Result<SampledBlock, ArchiveError> {
         let (part, listed) = (&self.parts[drawn.part], drawn.listed);
-        let mut scanner = self.scanner.take().unwrap_or_else(|| {
-            BlockScanner::new(
-                Arc::clone(&self.filter),
-                Verify::Full,
-                Arc::clone(&self.archive.learned),
-            )
-        });
-        scanner.restart();
+        let mut scanner = BlockScanner::new(Verify::Full);
         scanner.expect(listed.slot);
         let car = &part.car.name;
         let mut bytes = part
@@ -267,7 +263,7 @@ impl Sampler {
         let mut block = None;
         while let Some(bytes) = bytes.next().await? {
             feed.push(bytes, |section| {
-                if let Some(whole) = scanner.section(&section, car)? {
+                if let Some(whole) = scanner.section(&section, car, &mut self.transactions)? {
                     block = Some(*whole);
                 }
                 Ok(())
@@ -282,7 +278,6 @@ impl Sampler {
         };
         match block {
             Some(whole) if whole.end == listed.end() && whole.block.slot == listed.slot => {
-                self.scanner = Some(scanner);
                 Ok(SampledBlock {
                     block: whole.block,
                     transactions: whole.counts.transactions,

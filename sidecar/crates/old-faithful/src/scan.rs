@@ -17,10 +17,11 @@ use crate::certificate::{BlockLink, IndexKind};
 use crate::error::ArchiveError;
 use crate::filter::ProgramFilter;
 use crate::index::ListedBlock;
-use crate::model::{SLOTS_PER_EPOCH, ScanEvent, ScanRequest, SlotRange, Verify};
+use crate::model::{SLOTS_PER_EPOCH, ScanEvent, ScanRequest, SlotRange};
 use crate::place::Place;
-use crate::scanner::{BlockScanner, ScannedBlock};
+use crate::scanner::ScannedBlock;
 use crate::segment::{Segment, SegmentReader};
+use crate::transaction::TransactionReaders;
 
 /// Blocks of one segment that wait for the consumer, at most.
 const WAITING_BLOCKS: usize = 1024;
@@ -66,32 +67,8 @@ impl Drop for InFlight {
 /// What every segment's task needs.
 struct Shared {
     archive: Archive,
-    filter: Arc<ProgramFilter>,
-    verify: Verify,
+    readers: Arc<TransactionReaders>,
     connections: Connections,
-    /// Scanners not in use, with what they learned.
-    scanners: Mutex<Vec<BlockScanner>>,
-}
-
-impl Shared {
-    fn take_scanner(&self) -> BlockScanner {
-        let spare = self
-            .scanners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
-        spare.unwrap_or_else(|| {
-            let learned = Arc::clone(&self.archive.learned);
-            BlockScanner::new(Arc::clone(&self.filter), self.verify, learned)
-        })
-    }
-
-    fn give_back(&self, scanner: BlockScanner) {
-        self.scanners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(scanner);
-    }
 }
 
 /// The connections of a scan: fewer while the server throttles. A segment keeps the one it has until it is read,
@@ -152,10 +129,12 @@ impl Scan {
         Self {
             shared: Arc::new(Shared {
                 archive: archive.clone(),
-                filter: Arc::new(ProgramFilter::new(&programs)),
-                verify,
+                readers: Arc::new(TransactionReaders::new(
+                    Arc::new(ProgramFilter::new(&programs)),
+                    verify,
+                    Arc::clone(&archive.learned),
+                )),
                 connections: Connections::new(connections),
-                scanners: Mutex::new(Vec::new()),
             }),
             assembler: Assembler::new(
                 programs,
@@ -308,13 +287,14 @@ impl Scan {
             return Ok(None);
         };
         let nothing = Arc::new(ProgramFilter::new(&[]));
-        let scanner = BlockScanner::new(nothing, self.shared.verify, Arc::default());
+        let verify = self.shared.readers.verify();
+        let readers = TransactionReaders::new(nothing, verify, Arc::default());
         let segment = Segment {
             epoch: Arc::clone(&epoch),
             blocks: vec![listed],
         };
         let store = &self.shared.archive.store;
-        let mut reader = SegmentReader::new(store, Arc::new(segment), scanner);
+        let mut reader = SegmentReader::new(store, Arc::new(segment), Arc::new(readers));
         let block = reader.next().await?;
         Ok(block.map(|block| (epoch, block)))
     }
@@ -330,8 +310,8 @@ async fn read_segment(
     let window = shared.connections.most * SEGMENTS_PER_CONNECTION;
     let most = u32::try_from(WAITING_BYTES / window).unwrap_or(u32::MAX);
     let memory = Arc::new(Semaphore::new(most as usize));
-    let scanner = shared.take_scanner();
-    let mut reader = SegmentReader::new(&shared.archive.store, segment, scanner);
+    let readers = Arc::clone(&shared.readers);
+    let mut reader = SegmentReader::new(&shared.archive.store, segment, readers);
     if shared.archive.store.in_folder {
         reader = reader.blocking();
     }
@@ -353,7 +333,6 @@ async fn read_segment(
             }
         }
     }
-    shared.give_back(reader.into_scanner());
     let throttle = &shared.archive.store.throttle;
     throttle.recover();
     let allowed = throttle.connections(shared.connections.most);

@@ -8,8 +8,6 @@ use crate::car::Section;
 use crate::counters::Counters;
 use crate::dataframe::{Frames, hash_matches, section_hash};
 use crate::error::ArchiveError;
-use crate::filter::ProgramFilter;
-use crate::lookup::LearnedTables;
 use crate::matches::Matches;
 use crate::model::{Block, SLOTS_PER_EPOCH, Verify};
 use crate::node::{BlockNode, EntryNode, Kind, TransactionNode};
@@ -66,7 +64,6 @@ impl ScannedBlock {
 #[derive(Debug)]
 pub(crate) struct BlockScanner {
     verify: Verify,
-    transactions: TransactionReader,
     /// The slot of the block that is being read, as soon as something names it.
     slot: Option<u64>,
     frames: Frames,
@@ -80,14 +77,9 @@ pub(crate) struct BlockScanner {
 }
 
 impl BlockScanner {
-    pub(crate) fn new(
-        filter: Arc<ProgramFilter>,
-        verify: Verify,
-        learned: Arc<LearnedTables>,
-    ) -> Self {
+    pub(crate) fn new(verify: Verify) -> Self {
         Self {
             verify,
-            transactions: TransactionReader::new(filter, verify, learned),
             slot: None,
             frames: Frames::default(),
             transaction_hashes: Vec::new(),
@@ -96,12 +88,6 @@ impl BlockScanner {
             matches: Matches::default(),
             counts: BlockCounts::default(),
         }
-    }
-
-    /// Begins anew with another file, or another place of it. What was learned stays.
-    pub(crate) fn restart(&mut self) {
-        self.matches.clear();
-        self.begin_block();
     }
 
     /// The slot of the block whose sections follow, for errors before anything names it.
@@ -121,11 +107,12 @@ impl BlockScanner {
         self.counts.cids_verified
     }
 
-    /// Takes the next section of the file `car`; a block, when it was its last.
+    /// Takes the next section of the file `car`; a block, when it was its last. Transactions are read by `transactions`.
     pub(crate) fn section(
         &mut self,
         section: &Section<'_>,
         car: &Arc<str>,
+        transactions: &mut TransactionReader,
     ) -> Result<Option<Box<ScannedBlock>>, ArchiveError> {
         let place = Place {
             car,
@@ -145,7 +132,7 @@ impl BlockScanner {
             self.counts.cids_verified += 1;
         }
         match kind {
-            Kind::Transaction => self.transaction(section, &place)?,
+            Kind::Transaction => self.transaction(section, &place, transactions)?,
             Kind::Entry => self.entry(section, &place)?,
             Kind::Block => {
                 return self
@@ -168,6 +155,7 @@ impl BlockScanner {
         &mut self,
         section: &Section<'_>,
         place: &Place<'_>,
+        transactions: &mut TransactionReader,
     ) -> Result<(), ArchiveError> {
         let node = TransactionNode::parse(section.node).map_err(|fault| place.node(fault))?;
         let slot = *self.slot.get_or_insert(node.slot);
@@ -196,7 +184,7 @@ impl BlockScanner {
             place,
         };
         let (counts, matches) = (&mut self.counts, &mut self.matches);
-        self.transactions.read(&whole, position, counts, matches)?;
+        transactions.read(&whole, position, counts, matches)?;
         self.transaction_hashes.push(*section.hash);
         if matches.memory() > MAXIMUM_MATCHED_BYTES {
             let (bytes, limit) = (matches.memory() as u64, MAXIMUM_MATCHED_BYTES as u64);

@@ -12,6 +12,7 @@ use crate::fetch::Store;
 use crate::index::ListedBlock;
 use crate::place::Place;
 use crate::scanner::{BlockScanner, ScannedBlock};
+use crate::transaction::{TransactionReader, TransactionReaders};
 
 /// A run of blocks that lie next to each other in one CAR file.
 #[derive(Debug, Clone)]
@@ -25,6 +26,7 @@ pub(crate) struct SegmentReader {
     bytes: CarReader,
     feed: SectionFeed,
     scanning: Scanning,
+    readers: Arc<TransactionReaders>,
     ready: VecDeque<ScannedBlock>,
 }
 
@@ -33,13 +35,13 @@ impl SegmentReader {
     pub(crate) fn new(
         store: &Arc<Store>,
         segment: Arc<Segment>,
-        mut scanner: BlockScanner,
+        readers: Arc<TransactionReaders>,
     ) -> Self {
         let epoch = &segment.epoch;
         let start = segment.blocks.first().map_or(0, |first| first.offset);
         let end = segment.blocks.last().map_or(0, ListedBlock::end);
         let bytes = epoch.file.read(store, start..end);
-        scanner.restart();
+        let mut scanner = BlockScanner::new(readers.verify());
         if let Some(first) = segment.blocks.first() {
             scanner.expect(first.slot);
         }
@@ -51,6 +53,7 @@ impl SegmentReader {
                 scanner,
                 done: 0,
             },
+            readers,
             ready: VecDeque::new(),
         }
     }
@@ -61,6 +64,7 @@ impl SegmentReader {
             bytes,
             feed,
             scanning,
+            readers,
             ready,
         } = self;
         loop {
@@ -70,13 +74,15 @@ impl SegmentReader {
             let Some(bytes) = bytes.next().await? else {
                 break;
             };
-            feed.push(bytes, |section| {
-                if let Some(block) = scanning.section(&section)? {
+            let mut reader = readers.take();
+            let pushed = feed.push(bytes, |section| {
+                if let Some(block) = scanning.section(&section, &mut reader)? {
                     ready.push_back(*block);
                 }
                 Ok(())
-            })
-            .map_err(|error| feed_error(&scanning.segment.epoch.car, error))?;
+            });
+            readers.give_back(reader);
+            pushed.map_err(|error| feed_error(&scanning.segment.epoch.car, error))?;
         }
         match scanning.segment.blocks.get(scanning.done) {
             None => Ok(None),
@@ -96,11 +102,6 @@ impl SegmentReader {
     pub(crate) fn blocking(mut self) -> Self {
         self.bytes = self.bytes.blocking();
         self
-    }
-
-    /// The scanner, for another segment.
-    pub(crate) fn into_scanner(self) -> BlockScanner {
-        self.scanning.scanner
     }
 }
 
@@ -134,6 +135,7 @@ impl Scanning {
     fn section(
         &mut self,
         section: &Section<'_>,
+        transactions: &mut TransactionReader,
     ) -> Result<Option<Box<ScannedBlock>>, ArchiveError> {
         let car = &self.segment.epoch.car;
         let place = Place {
@@ -151,7 +153,7 @@ impl Scanning {
             );
             return Err(place.chain(listed.slot, reason));
         }
-        match self.scanner.section(section, car)? {
+        match self.scanner.section(section, car, transactions)? {
             Some(block) if end == listed_end => {
                 self.done += 1;
                 if let Some(next) = self.segment.blocks.get(self.done) {

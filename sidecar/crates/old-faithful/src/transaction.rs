@@ -3,7 +3,7 @@
 //! matched. How transactions make a block belongs in [`scanner`](crate::scanner).
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::car::Section;
 use crate::dataframe::{
@@ -13,8 +13,8 @@ use crate::error::ArchiveError;
 use crate::filter::{Mentions, ProgramFilter};
 use crate::lookup::{Dismissals, LearnedTables, learn};
 use crate::matches::Matches;
-use crate::metadata::{Inflater, loaded_keys};
-use crate::model::{Pubkey, TransactionPlace, Verify};
+use crate::metadata::{Inflater, LoadedKeys, Summary};
+use crate::model::{TransactionPlace, Verify};
 use crate::node::{DataFrame, TransactionNode};
 use crate::place::Place;
 use crate::scanner::BlockCounts;
@@ -27,6 +27,53 @@ pub(crate) struct Position {
     pub(crate) epoch: u32,
 }
 
+/// The transaction readers of a scan. A segment borrows one while it scans what has arrived, not while it waits for more: as
+/// many are made as threads scan, and what one knows of lookup tables, its buffers too, serves every segment.
+#[derive(Debug)]
+pub(crate) struct TransactionReaders {
+    filter: Arc<ProgramFilter>,
+    verify: Verify,
+    learned: Arc<LearnedTables>,
+    idle: Mutex<Vec<TransactionReader>>,
+}
+
+impl TransactionReaders {
+    pub(crate) fn new(
+        filter: Arc<ProgramFilter>,
+        verify: Verify,
+        learned: Arc<LearnedTables>,
+    ) -> Self {
+        Self {
+            filter,
+            verify,
+            learned,
+            idle: Mutex::default(),
+        }
+    }
+
+    /// What is hashed of what they read.
+    pub(crate) fn verify(&self) -> Verify {
+        self.verify
+    }
+
+    pub(crate) fn take(&self) -> TransactionReader {
+        let idle = self
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        idle.unwrap_or_else(|| {
+            let (filter, learned) = (Arc::clone(&self.filter), Arc::clone(&self.learned));
+            TransactionReader::new(filter, self.verify, learned)
+        })
+    }
+
+    pub(crate) fn give_back(&self, reader: TransactionReader) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.push(reader);
+    }
+}
+
 /// Reads transactions, one after another, with the same buffers and everything learned so far.
 #[derive(Debug)]
 pub(crate) struct TransactionReader {
@@ -36,7 +83,7 @@ pub(crate) struct TransactionReader {
     mentions: Mentions,
     learned: Arc<LearnedTables>,
     dismissals: Dismissals,
-    loaded: Vec<Pubkey>,
+    loaded: LoadedKeys,
 }
 
 impl TransactionReader {
@@ -52,7 +99,7 @@ impl TransactionReader {
             mentions: Mentions::default(),
             learned,
             dismissals: Dismissals::default(),
-            loaded: Vec::new(),
+            loaded: LoadedKeys::default(),
         }
     }
 
@@ -120,6 +167,8 @@ impl TransactionReader {
         let mut verified = None;
         let stored;
         let mut metadata = None;
+        // The keys can be read, though not all of the metadata: they decide, and a match is handed on without metadata.
+        let mut only_keys = false;
         if !node.metadata.data.is_empty() || !node.metadata.next.is_empty() {
             counts.decompressions += 1;
             stored = whole.payload(&node.metadata)?;
@@ -127,28 +176,26 @@ impl TransactionReader {
                 .inflater
                 .inflate(&stored)
                 .map_err(|_| place.payload(PayloadFault::TooLarge(MAXIMUM_PAYLOAD_BYTES + 1)))?;
-            self.loaded.clear();
-            let loaded = &mut self.loaded;
-            match loaded_keys(inflated, |key| loaded.push(*key)) {
-                Err(_) => {
-                    counts.missing_metadata += 1;
-                    counts.unresolved_lookups += u64::from(loads);
+            match Summary::read(inflated, &mut self.loaded) {
+                Ok(summary) => metadata = Some((inflated, summary)),
+                Err(_) => only_keys = self.loaded.read(inflated).is_ok(),
+            }
+            if metadata.is_none() && !only_keys {
+                counts.missing_metadata += 1;
+                counts.unresolved_lookups += u64::from(loads);
+            } else {
+                for key in self.loaded.iter() {
+                    self.mentions.look(&self.filter, key, true);
                 }
-                Ok(read) => {
-                    metadata = Some(inflated);
-                    for key in &self.loaded {
-                        self.mentions.look(&self.filter, key, true);
+                if !self.loaded.are_of(transaction) {
+                    counts.unresolved_lookups += u64::from(loads);
+                } else if loads && !self.learned.knows(transaction) {
+                    // What other scans will rely on is proved, whatever this one asks for.
+                    if self.verify != Verify::Full {
+                        verified = whole.verify().ok();
                     }
-                    if read != (transaction.loaded_writable, transaction.loaded_readonly) {
-                        counts.unresolved_lookups += u64::from(loads);
-                    } else if loads && !self.learned.knows(transaction) {
-                        // What other scans will rely on is proved, whatever this one asks for.
-                        if self.verify != Verify::Full {
-                            verified = whole.verify().ok();
-                        }
-                        if self.verify == Verify::Full || verified.is_some() {
-                            learn(&self.learned, transaction, &self.loaded);
-                        }
+                    if self.verify == Verify::Full || verified.is_some() {
+                        learn(&self.learned, transaction, &self.loaded);
                     }
                 }
             }
@@ -171,8 +218,8 @@ impl TransactionReader {
             archive_offset: section.offset,
             epoch: position.epoch,
         };
-        let read = matches.add(place, self.mentions.sorted(), sent, metadata);
-        counts.missing_metadata += u64::from(!read);
+        matches.add(place, self.mentions.sorted(), sent, metadata);
+        counts.missing_metadata += u64::from(only_keys);
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ use old_faithful::car::{FeedError, SectionFeed, header_length};
 use old_faithful::compact::{Bucket, CompactHeader};
 use old_faithful::dataframe::{Frames, MAXIMUM_PAYLOAD_BYTES, payload};
 use old_faithful::index::SlotIndex;
-use old_faithful::metadata::{Inflater, Metadata, loaded_keys};
+use old_faithful::metadata::{Inflater, LoadedKeys, Metadata};
 use old_faithful::node::{
     BlockNode, DataFrame, EntryNode, EpochNode, Kind, RewardsNode, SubsetNode, TransactionNode,
 };
@@ -150,12 +150,12 @@ fn read_transaction(bytes: &[u8]) -> Result<(), String> {
 }
 
 fn read_metadata(bytes: &[u8]) -> Result<(), String> {
-    let mut loaded = 0;
-    let counted = loaded_keys(bytes, |_| loaded += 1);
+    let mut loaded = LoadedKeys::default();
+    let counted = loaded.read(bytes);
     let owned = Bytes::copy_from_slice(bytes);
     let parsed = Metadata::parse(&owned).map_err(text);
-    assert!(loaded * 32 <= bytes.len());
-    parsed.map(|_| ()).and(counted.map(|_| ()).map_err(text))
+    assert!(loaded.iter().count() * 32 <= bytes.len());
+    parsed.map(|_| ()).and(counted.map_err(text))
 }
 
 fn read_compressed(bytes: &[u8]) -> Result<(), String> {

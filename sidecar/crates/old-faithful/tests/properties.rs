@@ -11,7 +11,7 @@ use old_faithful::cbor::Cursor;
 use old_faithful::compact::{Bucket, CompactHeader};
 use old_faithful::dataframe::{Frames, check_hash, payload};
 use old_faithful::index::{SLOT_RANGES_BYTES, SlotIndex};
-use old_faithful::metadata::{Format, Inflater, Metadata, loaded_keys};
+use old_faithful::metadata::{Format, Inflater, LoadedKeys, Metadata};
 use old_faithful::node::{
     BlockNode, DataFrame, EntryNode, EpochNode, Kind, RewardsNode, SubsetNode, TransactionNode,
 };
@@ -84,7 +84,7 @@ fn read_metadata(bytes: &[u8]) {
     let mut inflater = Inflater::new();
     if let Ok(inflated) = inflater.inflate(bytes) {
         let _ = Format::of(inflated);
-        let _ = loaded_keys(inflated, |_| {});
+        let _ = LoadedKeys::default().read(inflated);
         let _ = Metadata::parse(inflated);
     }
 }

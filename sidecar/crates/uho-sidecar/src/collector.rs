@@ -158,10 +158,10 @@ impl Collector {
         if self.builder.rows() > 0 {
             let batch = self.builder.finish()?;
             let digests = RowDigests::new(&batch)?;
-            for (row, program) in self.row_programs.drain(..).enumerate() {
+            for (program, digest) in self.row_programs.drain(..).zip(digests.iter()) {
                 let sent = &mut self.sent[usize::from(program)];
                 sent.records += 1;
-                sent.digest = sent.digest.wrapping_add(digests.row(row));
+                sent.digest = sent.digest.wrapping_add(digest);
             }
             if self.format != Format::Ndjson {
                 message = self.format.records(&batch)?;
