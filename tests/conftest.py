@@ -23,13 +23,19 @@ for size in ("COLUMNS", "LINES"):
     os.environ.pop(size, None)
 
 
-WHOLE_STACKS = ("test_vanished", "test_browser", "test_dagster", "test_up", "test_crash_storm")
-"""Modules that run all of `uho up`, and mostly wait: minutes each."""
+WHOLE_STACKS = ("test_vanished", "test_browser", "test_dagster", "test_cancelled", "test_up", "test_crash_storm")
+"""Modules that run all of `uho up`, and mostly wait: minutes each, the longest first."""
+
+
+def pytest_xdist_auto_num_workers():
+    """Run two more processes than there are cores: whole stacks wait for Dagster's ticks most of the time."""
+    return len(os.sched_getaffinity(0)) + 2
 
 
 def pytest_collection_modifyitems(items):
     """Begin with the longest modules, so that where several run, none of them is left to one process at the end."""
-    items.sort(key=lambda item: item.path.stem not in WHOLE_STACKS)
+    places = {name: place for place, name in enumerate(WHOLE_STACKS)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @contextmanager
